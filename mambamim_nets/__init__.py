@@ -1,0 +1,23 @@
+"""Mamba-based 3-D medical image networks, masked pre-training with state-space token interpolation, and their operators.
+
+``mambamim_nets.bundle`` holds what the MONAI bundles' configurations name and ``mambamim_nets.phantom`` the embedded synthetic data;
+neither is imported here.
+"""
+
+from mambamim_nets import masking, ops
+from mambamim_nets.checkpoint import LoadReport, load_encoder, load_weights
+from mambamim_nets.nets import HyMamba, HyMambaSeg, MambaMIM, MIMOutput
+
+__all__ = [
+    "HyMamba",
+    "HyMambaSeg",
+    "LoadReport",
+    "MIMOutput",
+    "MambaMIM",
+    "load_encoder",
+    "load_weights",
+    "masking",
+    "ops",
+]
+
+__version__ = "0.1.0"

@@ -1,0 +1,379 @@
+"""Lists of cases: which image files belong to a data set.
+
+Two layouts of a labelled data set are read, the Medical Segmentation Decathlon's (`dataset.json` with a "training"
+list) and nnU-Net v2's (`dataset.json` with "channel_names" and "file_ending"; imagesTr/CASE_0000.nii.gz,
+labelsTr/CASE.nii.gz). Nothing here opens an image: `mambamim_nets.bundle.check` does. `mambamim_nets.bundle.folds`
+divides the cases.
+
+Glossary:
+    case: one image (one file, or one file per channel) with its label; its name is unique in the data set.
+    subject: the person scanned; some have several cases.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+__all__ = ["labelled_cases", "unlabelled_images"]
+
+logger = logging.getLogger(__name__)
+
+NIFTI = (".nii.gz", ".nii")
+MAX_CHANNELS = 8  # of an nnU-Net case whose folder has no dataset.json
+DECATHLON_KEYS = ("training", "validation", "test", "testing")
+_CHANNEL = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
+_LABEL_NAME = re.compile(r"_(seg|labels?)$", re.IGNORECASE)
+_REMEDY = (
+    "give an existing folder with --dataset_dir, download a Decathlon task with monai.apps.DecathlonDataset(root_dir,"
+    " task, section='training', download=True), or try --dataset_dir phantom"
+)
+
+
+def labelled_cases(dataset_dir: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """List the labelled cases of a Decathlon or nnU-Net v2 folder.
+
+    Args:
+        dataset_dir: folder that holds `dataset.json`. A `split.json` beside it whose "cases" carry "case" and "subject"
+            adds the subjects, as does a "subject" in an entry of `dataset.json` (which wins).
+
+    Returns:
+        One dict per case, sorted by name: "image" (absolute path, or a list of them in channel order), "label"
+        (absolute path), "case" (name) and, where it is known, "subject" (str).
+
+    Raises:
+        FileNotFoundError: the folder, its `dataset.json` or a channel of an nnU-Net case is missing.
+        ValueError: `dataset.json` is of neither layout, names no case or one case twice, or a path leaves the folder.
+    """
+    root = Path(os.path.abspath(dataset_dir))
+    if not root.is_dir():
+        raise FileNotFoundError(f"dataset_dir {str(dataset_dir)!r} is not a folder; {_REMEDY}")
+    description = root / "dataset.json"
+    if not description.is_file():
+        raise FileNotFoundError(
+            f"dataset_dir {str(dataset_dir)!r} has no dataset.json (Decathlon or nnU-Net v2); {_REMEDY}"
+        )
+    content = read_json(description)
+    if _is_nnunet(content):
+        cases = _nnunet_cases(root, content)
+    elif isinstance(content, dict) and isinstance(content.get("training"), list):
+        cases = _decathlon_cases(root, content["training"])
+    else:
+        raise ValueError(
+            f"{description}: needs a 'training' list (Decathlon) or 'channel_names' and 'file_ending' (nnU-Net v2), "
+            f"has {keys_of(content)}"
+        )
+    if not cases:
+        raise ValueError(f"{description} names no labelled case; {_REMEDY}")
+    repeated = sorted(name for name, count in Counter(item["case"] for item in cases).items() if count > 1)
+    if repeated:
+        raise ValueError(
+            f"{description}: case names must be unique, repeated: {some(repeated)}; give each entry its own 'case'"
+        )
+    subjects = listed_subjects(root / "split.json")
+    for item in cases:
+        if "subject" not in item and item["case"] in subjects:
+            item["subject"] = subjects[item["case"]]
+    return sorted(cases, key=lambda item: item["case"])
+
+
+def unlabelled_images(sources: Sequence[Any] | str | Mapping[str, Any]) -> list[dict[str, Any]]:
+    """List the images of any number of sources for pre-training; labels are left out.
+
+    Args:
+        sources: each a path, or {"path": ..., "weight": 1.0, "key": "training"}. A path is one of
+            - a Decathlon-style JSON list: its training, validation and test images, or those under `key` only; a
+              relative path is relative to the folder of the JSON file;
+            - a Decathlon folder: the images that its `dataset.json` lists, as above;
+            - an nnU-Net folder, or any folder with imagesTr: imagesTr and imagesTs (`key` "training" or "test" for one
+              of them), files CASE_0000, CASE_0001, ... kept together as one item;
+            - another folder: every .nii and .nii.gz below it, links followed, without what lies below a folder labels*
+              and without files named *_seg, *_label or *_labels;
+            - one .nii or .nii.gz file.
+            `weight` is the relative weight of the source when samples are drawn.
+
+    Returns:
+        One dict per image: "image" (absolute path, or list of them in channel order), "source" (the path as given),
+        "weight". An image reached twice (the same real path) is listed once, with the weight of the first source.
+
+    Raises:
+        FileNotFoundError: a source does not exist.
+        ValueError: a source is malformed or holds no image.
+    """
+    if isinstance(sources, (str, os.PathLike, Mapping)):
+        sources = [sources]
+    if not sources:
+        raise ValueError("sources is empty; name at least one folder, file or Decathlon JSON list")
+    items: list[dict[str, Any]] = []
+    seen: set[tuple[str, ...]] = set()
+    for source in sources:
+        name, weight, key = _source(source)
+        path = Path(os.path.abspath(name))
+        if not path.exists():
+            raise FileNotFoundError(
+                f"source {name!r} does not exist; name a folder, a NIfTI file or a Decathlon JSON list"
+            )
+        images = list(_source_images(path, key))
+        if not images:
+            where = name if key is None else f"{name} (key {key!r})"
+            raise ValueError(
+                f"source {where!r} holds no image; expected .nii or .nii.gz files, or a JSON list that names some"
+            )
+        repeated = 0
+        for image in images:
+            identity = tuple(os.path.realpath(part) for part in ([image] if isinstance(image, str) else image))
+            if identity in seen:
+                repeated += 1
+                continue
+            seen.add(identity)
+            items.append({"image": image, "source": name, "weight": weight})
+        logger.info(
+            "source %s: %d images, weight %g, %d already listed and left out", name, len(images), weight, repeated
+        )
+    return items
+
+
+# --- labelled layouts -----------------------------------------------------------------------------
+
+
+def _is_nnunet(content: Any) -> bool:
+    return isinstance(content, dict) and "channel_names" in content and "file_ending" in content
+
+
+def _nnunet_cases(root: Path, content: Mapping[str, Any]) -> list[dict[str, Any]]:
+    ending = content["file_ending"]
+    n_channels = len(content["channel_names"])
+    entries: dict[str, tuple[list[str], str]] = {}
+    if isinstance(content.get("dataset"), dict):  # nnU-Net v2 may list its files instead of relying on their names
+        for case, entry in content["dataset"].items():
+            entries[case] = ([_inside(root, path) for path in entry["images"]], _inside(root, entry["label"]))
+    else:
+        for label in sorted((root / "labelsTr").glob(f"*{ending}")):
+            if label.name.startswith("."):
+                continue
+            case = label.name.removesuffix(ending)
+            images = [str(root / "imagesTr" / f"{case}_{channel:04d}{ending}") for channel in range(n_channels)]
+            entries[case] = (images, str(label))
+    missing = [path for images, label in entries.values() for path in (*images, label) if not os.path.isfile(path)]
+    if missing:
+        raise FileNotFoundError(
+            f"{root}: missing {some(missing)}; each case of an nnU-Net folder needs its label and {n_channels} image"
+            " file(s)"
+        )
+    declared = content.get("numTraining")
+    if declared is not None and int(declared) != len(entries):
+        raise ValueError(
+            f"{root / 'dataset.json'}: numTraining {declared} must equal the {len(entries)} cases in labelsTr; "
+            "complete the download or correct numTraining"
+        )
+    return [
+        {"image": images[0] if len(images) == 1 else images, "label": label, "case": case}
+        for case, (images, label) in entries.items()
+    ]
+
+
+def _decathlon_cases(root: Path, entries: Sequence[Any]) -> list[dict[str, Any]]:
+    for entry in entries:
+        if not isinstance(entry, dict) or "image" not in entry or "label" not in entry:
+            raise ValueError(f"{root / 'dataset.json'}: training entry {entry!r} must have 'image' and 'label'")
+    cases = []
+    for entry, case in zip(entries, case_names(entries), strict=True):
+        image = entry["image"]
+        item = {
+            "image": [_inside(root, part) for part in image] if isinstance(image, list) else _inside(root, image),
+            "label": _inside(root, entry["label"]),
+            "case": case,
+        }
+        if "subject" in entry:
+            item["subject"] = str(entry["subject"])
+        cases.append(item)
+    return cases
+
+
+def case_names(entries: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Name Decathlon entries: "case", else the image's file name, else (where that repeats) with its folders in front.
+
+    Several channels in several files are named after the label.
+    """
+    paths = [entry["label"] if isinstance(entry["image"], list) else entry["image"] for entry in entries]
+    short = [stem(path) for path in paths]
+    counts = Counter(short)
+    names = []
+    for entry, path, name in zip(entries, paths, short, strict=True):
+        if counts[name] > 1:
+            parts = [part for part in Path(path).parent.parts if part not in (".", "..", "/")]
+            name = "_".join([*parts, name])
+        names.append(str(entry.get("case", name)))
+    return names
+
+
+def _inside(root: Path, path: str) -> str:
+    """Join a listed path to its data set; links inside the folder may point elsewhere, the path itself may not."""
+    joined = os.path.normpath(os.path.join(root, path))
+    if os.path.commonpath([joined, root]) != str(root):
+        raise ValueError(
+            f"{root / 'dataset.json'}: path {path!r} must stay inside {root}; move the file there or link to it"
+        )
+    return joined
+
+
+# --- unlabelled sources ---------------------------------------------------------------------------
+
+
+def _source(source: Any) -> tuple[str, float, str | None]:
+    if not isinstance(source, Mapping):
+        return os.fspath(source), 1.0, None
+    unknown = sorted(set(source) - {"path", "weight", "key"})
+    if unknown or "path" not in source:
+        raise ValueError(
+            f"source {dict(source)!r} must have 'path' and may have 'weight' and 'key'; unknown: {unknown}"
+        )
+    weight = float(source.get("weight", 1.0))
+    if not 0 < weight < float("inf"):
+        raise ValueError(
+            f"source {source['path']!r}: weight {weight} must be positive and finite; leave the source out instead"
+        )
+    return os.fspath(source["path"]), weight, source.get("key")
+
+
+def _source_images(path: Path, key: str | None) -> Iterator[str | list[str]]:
+    if path.is_file():
+        if path.suffix == ".json":
+            yield from _listed_images(path, key)
+        elif path.name.endswith(NIFTI):
+            yield str(path)
+        else:
+            raise ValueError(f"source {str(path)!r} must be a folder, a .json list or a .nii/.nii.gz file")
+        return
+    description = path / "dataset.json"
+    content = read_json(description) if description.is_file() else None
+    if content is not None and not _is_nnunet(content):
+        yield from _listed_images(description, key)
+    elif content is not None or (path / "imagesTr").is_dir():
+        yield from _nnunet_images(path, content, key)
+    elif key is not None:
+        raise ValueError(
+            f"source {str(path)!r}: key {key!r} needs a JSON list or a folder with dataset.json or imagesTr"
+        )
+    else:
+        yield from _found_images(path)
+
+
+def _listed_images(path: Path, key: str | None) -> Iterator[str | list[str]]:
+    content = read_json(path)
+    if isinstance(content, list) and key is None:
+        entries = content
+    elif isinstance(content, dict):
+        keys = [name for name in DECATHLON_KEYS if name in content] if key is None else [key]
+        if not keys or any(not isinstance(content.get(name), list) for name in keys):
+            raise ValueError(
+                f"{path}: needs a list under {key or ' or '.join(DECATHLON_KEYS)}; it has {keys_of(content)}"
+            )
+        entries = [entry for name in keys for entry in content[name]]
+    else:
+        raise ValueError(f"{path}: must be a Decathlon JSON list; key {key!r} is not in it")
+    for entry in entries:
+        image = entry.get("image") if isinstance(entry, dict) else entry
+        parts = [part for part in (image if isinstance(image, list) else [image]) if isinstance(part, str)]
+        if not parts or (isinstance(image, list) and len(parts) < len(image)):
+            raise ValueError(f"{path}: entry {entry!r} must be a path or have an 'image'")
+        absolute = [os.path.normpath(os.path.join(path.parent, part)) for part in parts]
+        yield absolute if len(absolute) > 1 else absolute[0]
+
+
+def _nnunet_images(root: Path, content: Mapping[str, Any] | None, key: str | None) -> Iterator[str | list[str]]:
+    folders = {None: ("imagesTr", "imagesTs"), "training": ("imagesTr",), "test": ("imagesTs",)}
+    if key not in folders:
+        raise ValueError(
+            f"source {str(root)!r}: key {key!r} must be 'training' (imagesTr) or 'test' (imagesTs), or left out"
+        )
+    endings = NIFTI if content is None else (content["file_ending"],)
+    for folder in folders[key]:
+        files = sorted(p for p in (root / folder).glob("*") if p.name.endswith(endings) and not p.name.startswith("."))
+        channels: dict[str, dict[int, str]] = defaultdict(dict)
+        for file in files:
+            match = _CHANNEL.match(stem(file.name, endings))
+            if match is not None:
+                channels[match["case"]][int(match["channel"])] = str(file)
+        found = sorted({number for by_channel in channels.values() for number in by_channel})
+        n_named = sum(map(len, channels.values()))
+        # without a description, names such as amos_0004 end in the number of a case: then one file is one image
+        if content is None and (n_named < len(files) or found != list(range(len(found))) or len(found) > MAX_CHANNELS):
+            yield from map(str, files)
+            continue
+        if n_named < len(files):
+            logger.warning("%s: %d files not named CASE_0000: left out", root / folder, len(files) - n_named)
+        numbers = found if content is None else list(range(len(content["channel_names"])))
+        for case, by_channel in sorted(channels.items()):
+            if set(by_channel) != set(numbers):
+                logger.warning(
+                    "%s: channels %s: must be %s: left out", root / folder / case, sorted(by_channel), numbers
+                )
+                continue
+            images = [by_channel[number] for number in numbers]
+            yield images if len(images) > 1 else images[0]
+
+
+def _found_images(root: Path) -> Iterator[str]:
+    visited: set[str] = set()
+    found, labels = [], 0
+    for folder, folders, files in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in visited:  # a link back to where we have been
+            folders.clear()
+            continue
+        visited.add(real)
+        folders[:] = sorted(
+            name for name in folders if not name.startswith(".") and not name.lower().startswith("labels")
+        )
+        for file in files:
+            if not file.endswith(NIFTI) or file.startswith("."):
+                continue
+            if _LABEL_NAME.search(stem(file)):
+                labels += 1
+            else:
+                found.append(os.path.join(folder, file))
+    if labels:
+        logger.info("%s: %d files named *_seg or *_label left out", root, labels)
+    yield from sorted(found)
+
+
+# --- small things ---------------------------------------------------------------------------------
+
+
+def read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+
+
+def listed_subjects(path: Path) -> dict[str, str]:
+    """Read {"cases": [{"case", "subject"}, ...]} of a split file; {} where there is none."""
+    content = read_json(path) if path.is_file() else None
+    entries = content.get("cases") if isinstance(content, dict) else None
+    if not isinstance(entries, list):
+        return {}
+    return {e["case"]: str(e["subject"]) for e in entries if isinstance(e, dict) and "case" in e and "subject" in e}
+
+
+def stem(path: str | os.PathLike[str], endings: Sequence[str] = NIFTI) -> str:
+    name = os.path.basename(path)
+    for ending in endings:
+        if name.endswith(ending):
+            return name.removesuffix(ending)
+    return name
+
+
+def some(names: Sequence[str], most: int = 10) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def keys_of(content: Any) -> str:
+    return f"keys {sorted(content)}" if isinstance(content, dict) else f"a {type(content).__name__}"

@@ -1,0 +1,194 @@
+"""What a configuration needs before it can run: the bundle's folder, the task, the data folder, devices and starting weights."""
+
+import hashlib
+import inspect
+import json
+import logging
+import os
+import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.bundle import ConfigWorkflow
+from monai.data import set_track_meta
+from monai.utils import set_determinism
+from torch import nn
+
+from mambamim_nets import phantom
+from mambamim_nets.checkpoint import load_encoder, load_weights
+
+__all__ = [
+    "announce",
+    "bundle_root",
+    "dataset_folder",
+    "default_device",
+    "flag",
+    "init_distributed",
+    "launch_device",
+    "seed_everything",
+    "shipped_weights",
+    "start_network",
+    "task_spec",
+    "trained_network",
+]
+
+logger = logging.getLogger("mambamim_nets")
+
+
+def bundle_root() -> str:
+    """Return the absolute folder of the bundle whose configuration is being evaluated, whatever the working directory.
+
+    It is the parent of the ``configs`` folder of the running ConfigWorkflow (found on the call stack, since MONAI hands no such
+    value to expressions); without one, the working directory.
+    """
+    frame = inspect.currentframe()
+    while frame is not None:
+        owner = frame.f_locals.get("self")
+        if isinstance(owner, ConfigWorkflow) and hasattr(owner, "config_root_path"):
+            folder = Path(owner.config_root_path).resolve()
+            return str(folder.parent if folder.name == "configs" else folder)
+        frame = frame.f_back
+    return str(Path.cwd())
+
+
+def task_spec(bundle_root: str, task: str) -> dict[str, Any]:
+    """Return the entry of a task in the bundle's table, ``configs/tasks.json``.
+
+    Raises:
+        ValueError: if the table has no such task.
+    """
+    table = json.loads(Path(bundle_root, "configs", "tasks.json").read_text())
+    if task not in table:
+        raise ValueError(f"task {task!r} is unknown; --task must be one of {sorted(table)}")
+    return table[task]
+
+
+def dataset_folder(dataset_dir: str, bundle_root: str, kind: str, cases: int) -> str:
+    """Return the folder of the data set; for the literal "phantom", generate the embedded one once and reuse it.
+
+    Args:
+        dataset_dir: a folder, or "phantom".
+        bundle_root: where the phantom is written, under ``phantom/<kind>``.
+        kind: which phantom.
+        cases: how many labelled phantom cases.
+
+    Raises:
+        FileNotFoundError: if the folder does not exist.
+    """
+    if dataset_dir == "phantom":
+        return str(phantom.write(Path(bundle_root, "phantom", kind), kind, cases=cases))
+    folder = Path(dataset_dir).expanduser()
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"dataset_dir {dataset_dir} does not exist; give the folder that holds dataset.json, or 'phantom' for synthetic data"
+        )
+    return str(folder.resolve())
+
+
+def default_device() -> torch.device:
+    """Return the first CUDA device, else the CPU."""
+    return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+
+
+def launch_device() -> torch.device:
+    """Return the device of this process under torchrun: its own GPU, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    return torch.device("cpu")
+
+
+def init_distributed() -> None:
+    """Join the process group that torchrun set up: nccl on GPUs, gloo on CPUs.
+
+    Raises:
+        RuntimeError: if the process was not started by torchrun.
+    """
+    if "LOCAL_RANK" not in os.environ:
+        raise RuntimeError("a multi_gpu configuration must be started by torchrun, e.g. torchrun --nproc_per_node=2 -m monai.bundle run ...")
+    if not torch.distributed.is_initialized():
+        if torch.cuda.is_available():
+            torch.cuda.set_device(launch_device())
+        torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, NumPy and PyTorch, and let cuDNN use deterministic algorithms only."""
+    set_determinism(seed)
+    set_track_meta(True)
+
+
+def start_network(network: nn.Module, pretrained: str | None, adapt_input: bool = False) -> nn.Module:
+    """Return a network ready for training: its encoder from ``pretrained``, or from scratch; the log says which."""
+    if pretrained:
+        logger.info("starting weights: encoder, %s", load_encoder(network, pretrained, adapt_input))
+    else:
+        logger.info("starting weights: none, training from scratch")
+    return network
+
+
+def trained_network(network: nn.Module, checkpoint: str) -> nn.Module:
+    """Return a network with all its weights from ``checkpoint``, in evaluation mode; never with random ones.
+
+    Raises:
+        FileNotFoundError, ValueError: as ``load_weights``.
+    """
+    logger.info("weights: %s", load_weights(network, checkpoint))
+    note = Path(checkpoint).with_suffix(".txt")
+    if note.is_file():
+        logger.warning(note.read_text().strip())
+    return network.eval()
+
+
+def shipped_weights(bundle_root: str, weights: str | None) -> str:
+    """Return the path of the weights that the bundle ships for a task.
+
+    Raises:
+        ValueError: if it ships none for this task.
+    """
+    if not weights:
+        raise ValueError("this bundle ships no weights for this task; train first, then give --checkpoint path/to/model_best.pt")
+    return str(Path(bundle_root, weights))
+
+
+def flag(value: bool | str, name: str = "switch") -> bool:
+    """Return a switch as a bool: the command line hands ``--amp true`` over as a string.
+
+    Raises:
+        ValueError: if it is neither true nor false.
+    """
+    text = str(value).lower()
+    if text not in ("true", "false"):
+        raise ValueError(f"{name} {value!r} must be true or false")
+    return text == "true"
+
+
+def announce(title: str, **facts: Any) -> None:
+    """Log what a run is about to do, one fact per line."""
+    width = max(map(len, facts), default=0)
+    lines = [f"  {name:<{width}}  {_short(value)}" for name, value in facts.items()]
+    logger.info("\n".join([title, *lines]))
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, nn.Module):
+        return f"{type(value).__name__}, {sum(p.numel() for p in value.parameters()) / 1e6:.2f} M parameters"
+    if isinstance(value, Mapping | Sequence) and not isinstance(value, str) and len(value) > 20:
+        return f"{len(value)} items"
+    return str(value)
+
+
+
+def epoch_seed(seed: int, epoch: int, rank: int = 0) -> int:
+    """Derive the seed of an epoch, so that a resumed run draws what an uninterrupted one does."""
+    digest = hashlib.sha256(f"{seed}/{epoch}/{rank}".encode()).digest()
+    return int.from_bytes(digest[:4], "little")
+
+
+def seed_epoch(seed: int) -> None:
+    """Seed Python, NumPy and PyTorch's default generators."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)

@@ -1,0 +1,132 @@
+"""Weights in and out: strict loading with errors that say what the file holds and what to do.
+
+Every file is a plain state dict of tensors, or a training checkpoint that holds one under "model"; both are read with
+``weights_only=True``, so no code runs on load.
+"""
+
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mambamim_nets.nets.hymamba import SIZES, HyMamba
+
+__all__ = ["LoadReport", "encoder_state", "load_encoder", "load_weights", "read_state"]
+
+_FIRST_CONV = "stem.weight"
+
+
+class LoadReport(NamedTuple):
+    """What loading did: the file, how many tensors were taken, and which was adapted how ("" if none)."""
+
+    path: str
+    tensors: int
+    adapted: str
+
+    def __str__(self) -> str:
+        return f"{self.tensors} tensors from {self.path}" + (f"; {self.adapted}" if self.adapted else "")
+
+
+def read_state(path: str | PathLike) -> dict[str, Tensor]:
+    """Read a state dict, or the "model" entry of a training checkpoint, onto the CPU.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file cannot be read as tensors only, or holds no tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"weights {path} do not exist; give the path of a .pt file")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(f"weights {path} cannot be read as a state dict of tensors: {error}") from error
+    state = content.get("model", content) if isinstance(content, Mapping) else None
+    if not isinstance(state, Mapping) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"weights {path} hold no state dict of tensors (nor one under 'model')")
+    return {key.removeprefix("module."): value for key, value in state.items()}
+
+
+def encoder_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the encoder's part of a state dict: keys below "encoder.", or all of them if there are none."""
+    part = {key.removeprefix("encoder."): value for key, value in state.items() if key.startswith("encoder.")}
+    return part or dict(state)
+
+
+def _held_size(state: Mapping[str, Tensor]) -> str | None:
+    """Name the HyMamba size whose widths the weights have, if any."""
+    widths = [state[key].shape[0] for level in range(4) if (key := f"widen.{level}.weight") in state]
+    return next((name for name, size in SIZES.items() if list(size.widths) == widths), None)
+
+
+def _check(network: nn.Module, state: Mapping[str, Tensor], path: str | PathLike) -> None:
+    """Raise one ValueError that lists how state and network differ, with the remedy."""
+    own = network.state_dict()
+    problems = [f"missing {key}" for key in own if key not in state]
+    problems += [f"unexpected {key}" for key in state if key not in own]
+    problems += [
+        f"{key} is {tuple(value.shape)} in the file and {tuple(own[key].shape)} in the network"
+        for key, value in state.items()
+        if key in own and own[key].shape != value.shape
+    ]
+    if not problems:
+        return
+    held, wanted = _held_size(encoder_state(state)), _held_size(encoder_state(own))
+    remedy = "use the weights of this very network"
+    if held and held != wanted:
+        remedy = f"the file holds size {held!r}, the network is size {wanted!r}: use --size {held}"
+    elif any(_FIRST_CONV in problem for problem in problems):
+        remedy = "the number of image channels differs; load_encoder(..., adapt_input=True) adapts the first convolution"
+    elif any("out." in problem for problem in problems):
+        remedy = "the number of classes differs: use the task these weights were trained for, or --pretrained for the encoder"
+    listed = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
+    raise ValueError(f"weights {path} do not fit {type(network).__name__}: {remedy}. {listed}")
+
+
+def load_weights(network: nn.Module, path: str | PathLike) -> LoadReport:
+    """Load all weights of a network, strictly.
+
+    Args:
+        network: any network of this package.
+        path: .pt file, a state dict or a training checkpoint.
+
+    Raises:
+        FileNotFoundError, ValueError: see ``read_state``; also on any missing, unexpected or differently shaped tensor.
+    """
+    state = read_state(path)
+    _check(network, state, path)
+    network.load_state_dict(state, strict=True)
+    return LoadReport(str(path), len(state), "")
+
+
+def load_encoder(network: nn.Module, path: str | PathLike, adapt_input: bool = False) -> LoadReport:
+    """Load pre-trained encoder weights, strictly.
+
+    Args:
+        network: a HyMamba, or a network with one as ``.encoder``.
+        path: .pt file of an encoder, of a whole network with an encoder, or a training checkpoint.
+        adapt_input: the one named exception: if the file has another number of input channels, its first convolution
+            is averaged over them, repeated, and scaled to keep the response to equal channels.
+
+    Returns:
+        LoadReport, which says so if the first convolution was adapted.
+
+    Raises:
+        FileNotFoundError, ValueError: see ``read_state``; also on any missing, unexpected or differently shaped tensor.
+    """
+    encoder = network if isinstance(network, HyMamba) else getattr(network, "encoder", None)
+    if not isinstance(encoder, nn.Module):
+        raise ValueError(f"network {type(network).__name__} has no encoder to load {path} into")
+    state, adapted = encoder_state(read_state(path)), ""
+    first = state.get(_FIRST_CONV)
+    wanted = encoder.state_dict().get(_FIRST_CONV)
+    if adapt_input and first is not None and wanted is not None and first.shape[1] != wanted.shape[1]:
+        held, needed = first.shape[1], wanted.shape[1]
+        state[_FIRST_CONV] = first.mean(1, keepdim=True).repeat(1, needed, 1, 1, 1) * (held / needed)
+        adapted = f"first convolution adapted from {held} to {needed} input channels"
+    _check(encoder, state, path)
+    encoder.load_state_dict(state, strict=True)
+    return LoadReport(str(path), len(state), adapted)

@@ -1,0 +1,86 @@
+"""Convolutional layers that run on a dense feature map or on its visible blocks with the same weights.
+
+``neighbours`` is None for a dense map (B, C, D, H, W); for visible blocks (N, C, b, b, b) it is the table of
+``ops.blocks.neighbour_table``. Only ``Conv3`` looks at it: everything else is pointwise.
+
+Sources: MedNeXt block, Roy et al. 2023, with normalisation per voxel; residual skip block and widths, MambaMIM section 3.2.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mambamim_nets.ops.blocks import halo
+
+__all__ = ["Conv3", "MedNeXtBlock", "ResidualBlock", "VoxelNorm"]
+
+
+class Conv3(nn.Conv3d):
+    """3^3 convolution with zero padding, on a dense map or on visible blocks.
+
+    Args:
+        in_channels: channels in.
+        out_channels: channels out.
+        groups: as in nn.Conv3d.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, groups: int = 1) -> None:
+        super().__init__(in_channels, out_channels, kernel_size=3, padding=1, groups=groups)
+
+    def forward(self, x: Tensor, neighbours: Tensor | None = None) -> Tensor:
+        if neighbours is None:
+            return super().forward(x)
+        return F.conv3d(halo(x, neighbours), self.weight, self.bias, groups=self.groups)
+
+
+class VoxelNorm(nn.LayerNorm):
+    """Layer normalisation over the channels of every voxel (B, C, D, H, W), eps 1e-6: hidden voxels cannot take part."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, eps=1e-6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
+
+
+class MedNeXtBlock(nn.Module):
+    """x + compress(GELU(expand(norm(depthwise 3^3(x))))).
+
+    Args:
+        channels: channels in and out.
+        expansion: width of the hidden 1^3 layer over ``channels``.
+    """
+
+    def __init__(self, channels: int, expansion: int) -> None:
+        super().__init__()
+        self.depthwise = Conv3(channels, channels, groups=channels)
+        self.norm = VoxelNorm(channels)
+        self.expand = nn.Conv3d(channels, expansion * channels, kernel_size=1)
+        self.compress = nn.Conv3d(expansion * channels, channels, kernel_size=1)
+
+    def forward(self, x: Tensor, neighbours: Tensor | None = None) -> Tensor:
+        y = self.norm(self.depthwise(x, neighbours))
+        return x + self.compress(F.gelu(self.expand(y)))
+
+
+class ResidualBlock(nn.Module):
+    """LeakyReLU(shortcut(x) + norm(conv(LeakyReLU(norm(conv(x)))))), slope 0.01.
+
+    Args:
+        in_channels: channels in.
+        out_channels: channels out; where they differ, the shortcut is a 1^3 convolution and a norm, else the identity.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv1 = Conv3(in_channels, out_channels)
+        self.norm1 = VoxelNorm(out_channels)
+        self.conv2 = Conv3(out_channels, out_channels)
+        self.norm2 = VoxelNorm(out_channels)
+        self.shortcut: nn.Module = nn.Identity()
+        if in_channels != out_channels:
+            self.shortcut = nn.Sequential(nn.Conv3d(in_channels, out_channels, kernel_size=1), VoxelNorm(out_channels))
+
+    def forward(self, x: Tensor, neighbours: Tensor | None = None) -> Tensor:
+        y = F.leaky_relu(self.norm1(self.conv1(x, neighbours)), 0.01)
+        y = self.norm2(self.conv2(y, neighbours))
+        return F.leaky_relu(self.shortcut(x) + y, 0.01)

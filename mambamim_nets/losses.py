@@ -1,0 +1,55 @@
+"""Targets and losses of masked image modelling (MambaMIM section 3.3).
+
+Glossary
+    patch    16^3 voxels of one channel, a masked block
+    visible  (B, 1, d, h, w) bool, True = kept
+"""
+
+from typing import Literal
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from mambamim_nets.masking import STRIDE, expand_visible
+
+__all__ = ["masked_mse", "patch_norm", "patch_statistics", "reconstruction_target"]
+
+
+def _patches(x: Tensor) -> Tensor:
+    return rearrange(x, "b c (d i) (h j) (w k) -> b c d h w (i j k)", i=STRIDE, j=STRIDE, k=STRIDE)
+
+
+def patch_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation (sqrt(variance + 1e-6)) of every patch of (B, C, D, H, W), expanded to voxels."""
+    patches = _patches(x.float())
+    mean = patches.mean(-1)
+    std = (patches.var(-1, unbiased=False) + 1e-6).sqrt()
+    return expand_visible(mean, STRIDE), expand_visible(std, STRIDE)
+
+
+def patch_norm(x: Tensor) -> Tensor:
+    """Standardise every patch of (B, C, D, H, W) by its own mean and deviation; float32."""
+    mean, std = patch_statistics(x)
+    return (x.float() - mean) / std
+
+
+def reconstruction_target(x: Tensor, target: Literal["patch_norm", "raw"]) -> Tensor:
+    """Return what the decoder has to predict for an image (B, C, D, H, W): its standardised patches, or itself."""
+    return patch_norm(x) if target == "patch_norm" else x.float()
+
+
+def masked_mse(prediction: Tensor, target: Tensor, visible: Tensor) -> Tensor:
+    """Mean squared error over hidden voxels only, in float32.
+
+    Args:
+        prediction: (B, C, D, H, W).
+        target: (B, C, D, H, W).
+        visible: (B, 1, d, h, w) bool.
+
+    Returns:
+        Scalar; zero if nothing is hidden.
+    """
+    error = _patches((prediction.float() - target.float()).square()).mean(-1)
+    hidden = (~visible).to(error.dtype).expand_as(error)
+    return (error * hidden).sum() / hidden.sum().clamp(min=torch.ones((), device=error.device))

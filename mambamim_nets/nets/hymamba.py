@@ -1,0 +1,233 @@
+"""HyMamba: a hybrid CNN + Mamba encoder for volumes, and the segmentation network on top of it (MambaMIM section 3.1 and 3.2).
+
+The CNN stage (MedNeXt blocks, max-pooling) brings a volume to stride 16, the Mamba stage (bidirectional Vision Mamba) mixes the
+resulting tokens along a scan order. The same weights run dense, or sparse on the visible blocks of a masked volume, where hidden
+voxels are not computed (Algorithm 1; see ``ops.blocks``).
+
+Glossary
+    S_i          feature map of CNN stage i, zero where hidden
+    x, y         visible tokens before and after the Mamba stage, (B, K, C) in scan order
+    visible      (B, 1, d, h, w) bool, True = kept; d = D / 16
+
+Deviations from the public code: bidirectional Mamba (the paper's), any grid size, tokens kept in scan order, and the number of
+visible tokens counted per sample.
+"""
+
+from typing import Literal, NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from monai.networks.blocks import UnetrUpBlock
+from torch import Tensor, nn
+
+from mambamim_nets.layers.conv import Conv3, MedNeXtBlock, ResidualBlock
+from mambamim_nets.layers.mamba import MambaLayer
+from mambamim_nets.layers.position import sincos_position
+from mambamim_nets.masking import check_visible, token_grid
+from mambamim_nets.ops.blocks import neighbour_table, pack, unpack
+from mambamim_nets.ops.scan_order import scan_order
+
+__all__ = ["SIZES", "Encoding", "HyMamba", "HyMambaSeg", "Size"]
+
+
+class Size(NamedTuple):
+    """Widths and depths of a HyMamba; tuples run over the strides 1, 2, 4, 8 (widths) and 2, 4, 8, 16 (depths)."""
+
+    stem: int
+    widths: tuple[int, int, int, int]
+    depths: tuple[int, int, int, int]
+    expansions: tuple[int, int, int, int]
+    mamba_layers: int
+    d_state: int
+    mlp_ratio: int
+
+
+SIZES = {
+    "base": Size(32, (64, 128, 192, 384), (2, 2, 2, 1), (2, 4, 4, 4), mamba_layers=4, d_state=16, mlp_ratio=2),
+    "tiny": Size(16, (16, 32, 64, 128), (1, 1, 2, 1), (2, 2, 2, 2), mamba_layers=2, d_state=16, mlp_ratio=2),
+}
+"""base: the published network. tiny: ours, for laptops, tests and shipped weights."""
+
+
+class Encoding(NamedTuple):
+    """What decoders read: skip maps (dense, zero where hidden), tokens (B, K, C) in scan order, and that order with its inverse."""
+
+    skips: dict[int, Tensor]
+    tokens: Tensor
+    order: Tensor
+    inverse: Tensor
+
+
+class HyMamba(nn.Module):
+    """Hybrid CNN + Mamba encoder.
+
+    Args:
+        in_channels: image channels C_in.
+        size: "base" (22.6 M parameters at 1 channel) or "tiny".
+        scan: order of the tokens in the Mamba stage: raster, zigzag, hilbert or shuffle.
+        bidirectional: Vision Mamba in both directions (the paper) or forward only.
+        scan_seed: seed of the shuffle order.
+
+    Attributes:
+        widths: channels of the five feature maps, strides 1, 2, 4, 8, 16.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 1,
+        size: Literal["base", "tiny"] = "base",
+        scan: Literal["raster", "zigzag", "hilbert", "shuffle"] = "raster",
+        bidirectional: bool = True,
+        scan_seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if size not in SIZES:
+            raise ValueError(f"size {size!r} is unknown; use one of {sorted(SIZES)}")
+        if in_channels < 1:
+            raise ValueError(f"in_channels {in_channels} must be at least 1")
+        spec = SIZES[size]
+        self.in_channels, self.size, self.scan, self.scan_seed = in_channels, size, scan, scan_seed
+        self.widths = (*spec.widths, spec.widths[-1])
+        scan_order((1, 1, 1), scan, scan_seed)  # refuses an unknown order now
+        self.stem = Conv3(in_channels, spec.stem)
+        self.widen = nn.ModuleList(Conv3(i, o) for i, o in zip((spec.stem, *spec.widths), spec.widths, strict=False))
+        self.skips = nn.ModuleList(ResidualBlock(width, width) for width in spec.widths)
+        self.stages = nn.ModuleList(
+            nn.ModuleList(MedNeXtBlock(width, expansion) for _ in range(depth))
+            for width, depth, expansion in zip(spec.widths, spec.depths, spec.expansions, strict=True)
+        )
+        self.mamba = nn.ModuleList(
+            MambaLayer(spec.widths[-1], spec.d_state, spec.mlp_ratio, bidirectional) for _ in range(spec.mamba_layers)
+        )
+
+    def _convolve(
+        self, x: Tensor, neighbours: Tensor | None, strides: tuple[int, ...]
+    ) -> tuple[dict[int, Tensor], Tensor]:
+        """Run the CNN stage on a dense map, or on visible blocks: skips at ``strides``, and the map at stride 16."""
+        skips = {}
+        x = self.stem(x, neighbours)
+        for level, (widen, skip, blocks) in enumerate(zip(self.widen, self.skips, self.stages, strict=True)):
+            x = widen(x, neighbours)
+            if 2**level in strides:
+                skips[2**level] = skip(x, neighbours)
+            x = F.max_pool3d(x, kernel_size=2)
+            for block in cast(nn.ModuleList, blocks):
+                x = block(x, neighbours)
+        return skips, x
+
+    def encode(
+        self,
+        x: Tensor,
+        visible: Tensor | None = None,
+        token_visible: Tensor | None = None,
+        strides: tuple[int, ...] = (1, 2, 4, 8),
+    ) -> Encoding:
+        """Encode a volume, or the visible part of it.
+
+        Args:
+            x: (B, C_in, D, H, W) float, sides multiples of 16.
+            visible: (B, 1, d, h, w) bool, what the CNN stage sees; None: everything.
+            token_visible: likewise for the Mamba stage; None: the same, which is bottom-up masking.
+            strides: at which strides skip maps are wanted; others are not computed.
+
+        Returns:
+            Encoding.
+
+        Raises:
+            ValueError: on a wrong number of axes or channels, a side that 16 does not divide, or an invalid mask.
+        """
+        if x.ndim != 5 or x.shape[1] != self.in_channels:
+            raise ValueError(f"input {tuple(x.shape)} must be (B, {self.in_channels}, D, H, W): in_channels={self.in_channels}")
+        grid = token_grid(x.shape[2:])
+        for mask in (visible, token_visible):
+            if mask is not None:
+                check_visible(mask, x.shape[0], grid)
+        token_visible = visible if token_visible is None else token_visible
+        if visible is None or bool(visible.all()):
+            skips, deepest = self._convolve(x.contiguous(memory_format=torch.channels_last_3d), None, strides)
+        else:
+            blocks, deepest = self._convolve(pack(x, visible), neighbour_table(visible), strides)
+            skips = {stride: unpack(block, visible) for stride, block in blocks.items()}
+            deepest = unpack(deepest, visible)
+        tokens = rearrange(deepest, "b c d h w -> b (d h w) c")
+        tokens = tokens + sincos_position(grid, tokens.shape[-1], tokens.device).to(tokens.dtype)
+        order, inverse = (index.to(x.device) for index in scan_order(grid, self.scan, self.scan_seed))
+        tokens = tokens[:, order]
+        if token_visible is not None:
+            kept = token_visible.flatten(1)[:, order]
+            tokens = rearrange(tokens[kept], "(b k) c -> b k c", b=x.shape[0])
+        for layer in self.mamba:
+            tokens = layer(tokens)
+        return Encoding(skips, tokens, order, inverse)
+
+    def forward(self, x: Tensor, visible: Tensor | None = None) -> list[Tensor]:
+        """Return the five feature maps of a volume.
+
+        Args:
+            x: (B, C_in, D, H, W) float, sides multiples of 16.
+            visible: (B, 1, d, h, w) bool, True = kept, the same number in every sample; None: dense.
+
+        Returns:
+            Maps at strides 1, 2, 4, 8, 16 with ``widths`` channels, zero where hidden.
+        """
+        encoding = self.encode(x, visible)
+        batch, grid = x.shape[0], token_grid(x.shape[2:])
+        tokens = encoding.tokens
+        if visible is not None:
+            kept = visible.flatten(1)[:, encoding.order]
+            dense = tokens.new_zeros(*kept.shape, tokens.shape[-1])
+            tokens = dense.index_put((kept,), rearrange(tokens, "b k c -> (b k) c"))
+        d, h, w = grid
+        deepest = rearrange(tokens[:, encoding.inverse], "b (d h w) c -> b c d h w", b=batch, d=d, h=h, w=w)
+        return [*encoding.skips.values(), deepest]
+
+
+class HyMambaSeg(nn.Module):
+    """HyMamba with a UNETR decoder: four up-blocks, a residual block and a 1^3 convolution to classes.
+
+    Args:
+        in_channels: image channels.
+        out_channels: classes with background (softmax), or regions (sigmoid).
+        size: "base" (41.8 M parameters at 1 channel and 14 classes) or "tiny".
+        scan: see ``HyMamba``.
+        bidirectional: see ``HyMamba``.
+        scan_seed: see ``HyMamba``.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        size: Literal["base", "tiny"] = "base",
+        scan: Literal["raster", "zigzag", "hilbert", "shuffle"] = "raster",
+        bidirectional: bool = True,
+        scan_seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if out_channels < 1:
+            raise ValueError(f"out_channels {out_channels} must be at least 1")
+        self.encoder = HyMamba(in_channels, size, scan, bidirectional, scan_seed)
+        self.size, self.out_channels = self.encoder.size, out_channels
+        widths, stem = self.encoder.widths, SIZES[size].stem
+        self.up = nn.ModuleList(
+            UnetrUpBlock(
+                spatial_dims=3,
+                in_channels=widths[level + 1],
+                out_channels=widths[level],
+                kernel_size=3,
+                upsample_kernel_size=2,
+                norm_name="instance",
+                res_block=True,
+            )
+            for level in (3, 2, 1, 0)
+        )
+        self.head = ResidualBlock(widths[0], stem)
+        self.out = nn.Conv3d(stem, out_channels, kernel_size=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Segment (B, C_in, D, H, W), sides multiples of 16: logits (B, out_channels, D, H, W)."""
+        *skips, y = self.encoder(x)
+        for up, skip in zip(self.up, reversed(skips), strict=True):
+            y = up(y, skip)
+        return self.out(self.head(y))

@@ -1,0 +1,179 @@
+"""MambaMIM: masked image modelling for hybrid CNN + Mamba encoders with state-space token interpolation.
+
+    encode   hidden blocks never enter CNN or Mamba (Algorithm 1)
+    fill     hidden tokens by TOKI (Eq. 6 - 8), hidden voxels of the CNN maps by learnt tokens t_i
+    decode   D_n = phi(yhat);  D_i = skip_i(concat(phi(Fill(S_i, t_i)), up_i(D_{i+1})))  (Algorithm 2)
+    loss     mean squared error over hidden voxels
+
+Glossary
+    y       visible tokens after the Mamba stage, (B, K, C) in scan order
+    yhat    tokens of the whole grid
+    S_i     skip map of CNN stage i, strides 2, 4, 8
+    D_i     decoder map; its width halves at every stage
+
+Decisions where the paper is silent: the finest decoder map has stride 2, and the closing linear layer predicts the 2^3 voxels under
+each of its positions, so that nothing runs at full resolution; norms in the decoder are per voxel, so a step does not depend
+on the batch.
+"""
+
+from typing import Literal, NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from mambamim_nets.layers.conv import Conv3, VoxelNorm
+from mambamim_nets.layers.toki import TokenInterpolation
+from mambamim_nets.losses import masked_mse, patch_statistics, reconstruction_target
+from mambamim_nets.masking import expand_visible, random_visible, token_grid
+from mambamim_nets.nets.hymamba import HyMamba
+
+__all__ = ["MIMOutput", "MambaMIM"]
+
+_SKIP_STRIDES = (2, 4, 8)
+
+
+class MIMOutput(NamedTuple):
+    """loss: scalar. reconstruction: (B, C_in, D, H, W) in the target's space. visible: (B, 1, d, h, w) bool."""
+
+    loss: Tensor
+    reconstruction: Tensor
+    visible: Tensor
+
+
+class _ConvNormAct(nn.Module):
+    """Two times 3^3 convolution, norm, LeakyReLU."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv1, self.norm1 = Conv3(in_channels, out_channels), VoxelNorm(out_channels)
+        self.conv2, self.norm2 = Conv3(out_channels, out_channels), VoxelNorm(out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.leaky_relu(self.norm1(self.conv1(x)), 0.01)
+        return F.leaky_relu(self.norm2(self.conv2(x)), 0.01)
+
+
+class _DecoderStage(nn.Module):
+    """One step of Algorithm 2: up-sample D_{i+1}, join the filled skip map if there is one, and fuse."""
+
+    def __init__(self, in_channels: int, out_channels: int, skip_channels: int | None) -> None:
+        super().__init__()
+        self.up = nn.ConvTranspose3d(in_channels, out_channels, kernel_size=2, stride=2)
+        self.refine = _ConvNormAct(out_channels, out_channels)
+        self.token: nn.Parameter | None = None
+        if skip_channels is not None:
+            self.token = nn.Parameter(torch.empty(1, skip_channels, 1, 1, 1))
+            nn.init.trunc_normal_(self.token, std=0.02)
+            self.project = nn.Conv3d(skip_channels, out_channels, kernel_size=1)
+        self.fuse = _ConvNormAct(out_channels * (1 if skip_channels is None else 2), out_channels)
+
+    def forward(self, x: Tensor, skip: Tensor | None, visible: Tensor) -> Tensor:
+        x = self.refine(self.up(x))
+        if self.token is not None and skip is not None:
+            kept = expand_visible(visible, skip.shape[2] // visible.shape[2])
+            filled = torch.where(kept, skip, self.token.to(skip.dtype))
+            x = torch.cat([self.project(filled), x], dim=1)
+        return self.fuse(x)
+
+
+class MambaMIM(nn.Module):
+    """Pre-training model around an encoder.
+
+    Args:
+        encoder: a ``HyMamba``; its weights are what fine-tuning starts from.
+        mask_ratio: share of hidden blocks, in (0, 1); 0.75 in the paper.
+        fill: hidden tokens of the Mamba stage by "toki", or by one "learnable" token (the ablation).
+        masking: "bottom_up", one mask for CNN and Mamba, or "independent", one each (the ablation).
+        skip: whether the decoder reads the CNN's skip maps.
+        target: "patch_norm", every 16^3 patch standardised, or "raw" intensities.
+        decoder_width: channels of the decoder at stride 16, divisible by 8; 768 in the public code. None: twice the encoder's.
+        transition: A' of TOKI, "diagonal" or "full".
+
+    Raises:
+        ValueError: on an unknown switch value or a mask ratio outside (0, 1).
+    """
+
+    def __init__(
+        self,
+        encoder: HyMamba,
+        mask_ratio: float = 0.75,
+        fill: Literal["toki", "learnable"] = "toki",
+        masking: Literal["bottom_up", "independent"] = "bottom_up",
+        skip: bool = True,
+        target: Literal["patch_norm", "raw"] = "patch_norm",
+        decoder_width: int | None = None,
+        transition: Literal["diagonal", "full"] = "diagonal",
+    ) -> None:
+        super().__init__()
+        choices = {"fill": ("toki", "learnable"), "masking": ("bottom_up", "independent"), "target": ("patch_norm", "raw")}
+        for name, value in (("fill", fill), ("masking", masking), ("target", target)):
+            if value not in choices[name]:
+                raise ValueError(f"{name} {value!r} must be one of {choices[name]}")
+        if not 0 < mask_ratio < 1:
+            raise ValueError(f"mask_ratio {mask_ratio} must lie in (0, 1); the paper uses 0.75")
+        channels = encoder.widths[-1]
+        width = 2 * channels if decoder_width is None else decoder_width
+        if width < 8 or width % 8:
+            raise ValueError(f"decoder_width {width} must be a multiple of 8: it halves three times")
+        self.encoder = encoder
+        self.mask_ratio, self.fill, self.masking, self.skip, self.target = mask_ratio, fill, masking, skip, target
+        if fill == "toki":
+            self.toki = TokenInterpolation(channels, transition)
+        else:
+            self.token = nn.Parameter(torch.empty(1, 1, channels))
+            nn.init.trunc_normal_(self.token, std=0.02)
+        self.bottleneck = nn.Conv3d(channels, width, kernel_size=1)
+        widths = [width // 2**level for level in range(4)]
+        skips = [encoder.widths[level] if skip else None for level in (3, 2, 1)]
+        self.decoder = nn.ModuleList(
+            _DecoderStage(i, o, s) for i, o, s in zip(widths[:-1], widths[1:], skips, strict=True)
+        )
+        self.predict = nn.Conv3d(widths[-1], 8 * encoder.in_channels, kernel_size=1)
+
+    def draw_visible(self, x: Tensor) -> Tensor:
+        """Draw a mask for a batch (B, C_in, D, H, W) from the default generator of its device."""
+        return random_visible(x.shape[0], token_grid(x.shape[2:]), self.mask_ratio, device=x.device)
+
+    def fill_tokens(self, tokens: Tensor, visible: Tensor) -> Tensor:
+        """Fill visible tokens (B, K, C) up to the grid; visible (B, T) bool, both in scan order: (B, T, C)."""
+        if self.fill == "toki":
+            return self.toki(tokens, visible)
+        filled = self.token.to(tokens.dtype).expand(*visible.shape, -1)
+        return filled.index_put((visible,), rearrange(tokens, "b k c -> (b k) c"))
+
+    def forward(self, x: Tensor, visible: Tensor | None = None) -> MIMOutput:
+        """Mask a batch, rebuild it and score the hidden part.
+
+        Args:
+            x: (B, C_in, D, H, W) float, intensities in [0, 1], sides multiples of 16.
+            visible: (B, 1, d, h, w) bool, True = kept; drawn at ``mask_ratio`` if None.
+
+        Returns:
+            MIMOutput.
+        """
+        visible = self.draw_visible(x) if visible is None else visible
+        token_visible = self.draw_visible(x) if self.masking == "independent" else visible
+        encoding = self.encoder.encode(x, visible, token_visible, strides=_SKIP_STRIDES if self.skip else ())
+        filled = self.fill_tokens(encoding.tokens, token_visible.flatten(1)[:, encoding.order])
+        d, h, w = token_grid(x.shape[2:])
+        filled = rearrange(filled[:, encoding.inverse], "b (d h w) c -> b c d h w", d=d, h=h, w=w)
+        y = self.bottleneck(filled.contiguous(memory_format=torch.channels_last_3d))
+        for stride, stage in zip(reversed(_SKIP_STRIDES), self.decoder, strict=True):
+            y = cast(_DecoderStage, stage)(y, encoding.skips.get(stride), visible)
+        reconstruction = rearrange(self.predict(y), "b (c i j k) d h w -> b c (d i) (h j) (w k)", i=2, j=2, k=2)
+        loss = masked_mse(reconstruction, reconstruction_target(x, self.target), visible)
+        return MIMOutput(loss, reconstruction, visible)
+
+    @torch.no_grad()
+    def rebuild(self, x: Tensor, output: MIMOutput) -> Tensor:
+        """Return the image with its hidden blocks replaced by their reconstruction, for pictures: (B, C_in, D, H, W).
+
+        With the ``patch_norm`` target the mean and deviation of each hidden patch come from the image itself.
+        """
+        rebuilt = output.reconstruction.float()
+        if self.target == "patch_norm":
+            mean, std = patch_statistics(x)
+            rebuilt = rebuilt * std + mean
+        return torch.where(expand_visible(output.visible, x.shape[2] // output.visible.shape[2]), x.float(), rebuilt)

@@ -1,0 +1,21 @@
+"""The embedded data set: procedural CT-like and MR-like anatomy with labels, so that every command runs at once.
+
+SYNTHETIC: no voxel comes from a patient, and no number measured on it says anything about patients.
+
+A subject is painted, not simulated. `Part` tables place structures in body millimetres: each is a set of paths along
+which a ball of changing radius is swept, so that one primitive draws kidneys, vessels, stomach, ventricles and tumours.
+A subject has its own size, a smooth random displacement of the whole body, its own shift and girth of every part, its
+own intensities, texture and noise. Painting fills a map of tissues; image and label are look-ups in it.
+
+Glossary
+    body millimetres   x to the patient's right, y to the front, z upwards (RAS); the volume's centre is about (0, 0, 0)
+    path               rows (x, y, z, radius), all in mm
+    tissue             a name in HU, BRAIN or HIPPOCAMPUS; painted in table order, later over earlier
+    field of view      fixed per kind; `shape` and `spacing` only choose how finely it is sampled (both: crop or pad)
+"""
+
+from mambamim_nets.phantom.anatomy import KINDS, LABELS, MODALITIES
+from mambamim_nets.phantom.dataset import VERSION, write
+from mambamim_nets.phantom.render import Subject, make
+
+__all__ = ["KINDS", "LABELS", "MODALITIES", "VERSION", "Subject", "make", "write"]
