@@ -195,7 +195,7 @@ def test_interrupted_write_leaves_nothing(tmp_path, monkeypatch):
 
 
 def test_concurrent_writers_agree_on_one_data_set(tmp_path, monkeypatch):
-    barrier, results, original = threading.Barrier(2), [], phantom._build
+    barrier, results, original = threading.Barrier(2), [], dataset._build
 
     def build(*arguments):
         original(*arguments)

@@ -69,7 +69,7 @@ BELLY = (  # below the diaphragm
     Part("bowel", [[(22, 40, -8, 10), (46, 16, -14, 12), (44, 2, -48, 11), (0, 2, -62, 10), (-40, 20, -50, 11)]]),
     Part("liver", [LIVER_PATH], squash=(1, 1, 0.95)),
     Part("stomach", [STOMACH_PATH]),
-    Part("stomach content", [[(*p, r - 5) for *p, r in STOMACH_PATH]], only=("stomach",)),
+    Part("stomach content", [[(x, y, z, r - 5) for x, y, z, r in STOMACH_PATH]], only=("stomach",)),
     Part("stomach gas", [[(-55, 46, 44, 13), (-48, 64, 12, 14)]], only=("stomach", "stomach content")),
     Part("spleen", [[(-68, -60, 64, 19), (-92, -42, 50, 27), (-105, -12, 30, 22), (-106, 4, 16, 12)]]),
     Part("right kidney", [[(52, -50, 2, 22), (60, -44, -24, 25), (62, -38, -50, 21)]], squash=(1, 0.95, 1)),

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.random import Generator
+from numpy.typing import ArrayLike
 from scipy.ndimage import gaussian_filter
 
 from mambamim_nets.phantom.anatomy import (
@@ -49,13 +50,15 @@ def _along(rng: Generator, path: Nodes, spread: float) -> np.ndarray:
     return node[:3] + rng.uniform(-spread, spread, 3) * node[3]
 
 
-def _tree(rng: Generator, start: np.ndarray, heading: Sequence[float], length: float, radius: float, depth: int):
+def _tree(
+    rng: Generator, start: np.ndarray, heading: ArrayLike, length: float, radius: float, depth: int
+) -> list[Nodes]:
     """Return the paths of a vessel that forks `depth` times, each branch shorter and thinner."""
-    heading = np.asarray(heading) / np.linalg.norm(heading)
-    stop = start + length * heading
-    paths = [[(*start, radius), (*stop, 0.8 * radius)]]
+    unit = np.asarray(heading) / np.linalg.norm(heading)
+    stop = start + length * unit
+    paths: list[Nodes] = [[(*start, radius), (*stop, 0.8 * radius)]]
     for _ in range(2 if depth else 0):
-        paths += _tree(rng, stop, heading + rng.normal(0, 0.5, 3), 0.75 * length, 0.75 * radius, depth - 1)
+        paths += _tree(rng, stop, unit + rng.normal(0, 0.5, 3), 0.75 * length, 0.75 * radius, depth - 1)
     return paths
 
 
@@ -87,7 +90,9 @@ def _abdomen(rng: Generator, axes: Axes, kind: str) -> tuple[np.ndarray, np.ndar
     gas = [[(*rng.uniform(low, high), rng.uniform(8, 15))] for _ in range(8)]
     canvas.paint([Part("bowel gas", gas, only=("bowel", "bowel content"))])
     canvas.paint(BELLY, frame)
-    canvas.paint([Part("bowel content", [[(*p, r - 4) for *p, r in COLON_PATH]], only=("bowel",), wobble=0.3)])
+    canvas.paint(
+        [Part("bowel content", [[(x, y, z, r - 4) for x, y, z, r in COLON_PATH]], only=("bowel",), wobble=0.3)]
+    )
     hilum, roots = np.array((44, 6, 36)), np.array((27, -12, 80))
     vessels = _tree(rng, hilum, (1, -0.3, 0.4), 28, 6, 3) + _tree(rng, hilum, (-0.6, 0.7, 0.8), 26, 5, 2)
     for heading in ((1, -0.3, -0.5), (0.5, 0.9, -0.5), (-0.6, 1, -0.3)):
@@ -133,8 +138,8 @@ def _brain(rng: Generator, axes: Axes, kind: str) -> tuple[np.ndarray, np.ndarra
     ]
     canvas.paint(tumour, keep=("outside",), shift=0, girth=0)
 
-    values = np.array(list(BRAIN.values()), np.float32)
-    values = values * rng.uniform(0.94, 1.06, values.shape) * rng.uniform(0.5, 2, 4)
+    means = np.array(list(BRAIN.values()), np.float32)
+    values = means * rng.uniform(0.94, 1.06, means.shape) * rng.uniform(0.5, 2, 4)
     bias, texture, brain = 1 + 0.06 * canvas.waves(3), 1 + 0.03 * canvas.waves(48), canvas.tissue > 0
     channels = []
     for value in values.astype(np.float32).T:
