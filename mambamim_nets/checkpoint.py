@@ -79,9 +79,9 @@ def _check(network: nn.Module, state: Mapping[str, Tensor], path: str | PathLike
     if held and held != wanted:
         remedy = f"the file holds size {held!r}, the network is size {wanted!r}: use --size {held}"
     elif any(_FIRST_CONV in problem for problem in problems):
-        remedy = "the number of image channels differs; load_encoder(..., adapt_input=True) adapts the first convolution"
+        remedy = "the number of image channels differs; load_encoder(..., adapt_input=True) adapts the first layer"
     elif any("out." in problem for problem in problems):
-        remedy = "the number of classes differs: use the task these weights were trained for, or --pretrained for the encoder"
+        remedy = "the number of classes differs: use the task of these weights, or --pretrained for their encoder"
     listed = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
     raise ValueError(f"weights {path} do not fit {type(network).__name__}: {remedy}. {listed}")
 

@@ -21,7 +21,7 @@ def _patches(x: Tensor) -> Tensor:
 
 
 def patch_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean and standard deviation (sqrt(variance + 1e-6)) of every patch of (B, C, D, H, W), expanded to voxels."""
+    """Return mean and deviation, sqrt(variance + 1e-6), of every patch of (B, C, D, H, W), expanded to voxels."""
     patches = _patches(x.float())
     mean = patches.mean(-1)
     std = (patches.var(-1, unbiased=False) + 1e-6).sqrt()

@@ -1,7 +1,7 @@
 """Which blocks of a volume are kept: drawing, expanding and checking the visibility mask.
 
-MambaMIM section 3.2: the mask M_n is drawn on the coarsest grid (stride 16) and expanded to every finer stage, so that CNN and
-Mamba hide the same anatomy ("bottom-up").
+MambaMIM section 3.2: the mask M_n is drawn on the coarsest grid (stride 16) and expanded to every finer stage, so that
+CNN and Mamba hide the same anatomy ("bottom-up").
 
 Glossary
     visible  bool, True = kept. Never "mask", so that its polarity cannot be confused.
@@ -106,6 +106,6 @@ def check_visible(visible: Tensor, batch: int, grid: Sequence[int]) -> int:
     counts = sorted(set(kept.tolist()))
     if len(counts) != 1 or counts[0] < 1:
         raise ValueError(
-            f"visible keeps {kept.tolist()} blocks per sample; every sample of a batch must keep the same number, at least 1"
+            f"visible keeps {kept.tolist()} blocks per sample; all samples must keep the same number, at least 1"
         )
     return counts[0]

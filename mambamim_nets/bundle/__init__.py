@@ -10,7 +10,9 @@ from mambamim_nets.bundle.data import (
     named,
     scans,
     source_sampler,
+    training_sampler,
     unlabelled,
+    validation_sampler,
 )
 from mambamim_nets.bundle.datalist import labelled_cases, unlabelled_images
 from mambamim_nets.bundle.folds import folds, limit_cases, split
@@ -84,6 +86,8 @@ __all__ = [
     "start_network",
     "task_spec",
     "trained_network",
+    "training_sampler",
     "unlabelled",
     "unlabelled_images",
+    "validation_sampler",
 ]

@@ -1,12 +1,19 @@
 """From data lists to tensors: intensity rules, augmentation, caching, and the list of new scans."""
 
 import logging
+import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-from monai.data import CacheDataset, Dataset, PersistentDataset
+import torch.distributed as dist
+from monai.data import (
+    CacheDataset,
+    Dataset,
+    DistributedSampler,
+    PersistentDataset,
+)
 from monai.transforms import (
     Compose,
     MapTransform,
@@ -22,7 +29,7 @@ from monai.transforms import (
     ScaleIntensityRangePercentilesd,
     Transform,
 )
-from torch.utils.data import WeightedRandomSampler
+from torch.utils.data import Sampler, WeightedRandomSampler
 
 from mambamim_nets.bundle.check import check_labelled, check_unlabelled
 from mambamim_nets.bundle.datalist import labelled_cases, unlabelled_images
@@ -37,7 +44,9 @@ __all__ = [
     "named",
     "scans",
     "source_sampler",
+    "training_sampler",
     "unlabelled",
+    "validation_sampler",
 ]
 
 logger = logging.getLogger("mambamim_nets")
@@ -53,8 +62,8 @@ def intensity(keys: Sequence[str], kind: Literal["ct", "mr"], low: float, high: 
 
     Args:
         keys: dictionary keys.
-        kind: "ct": ``low`` and ``high`` are HU, the same for every scan (the paper: -175, 250); "mr": they are percentiles of
-            the scan itself, per channel, since MR intensities have no unit.
+        kind: "ct": ``low`` and ``high`` are HU, the same for every scan (the paper: -175, 250); "mr": they are
+            percentiles of the scan itself, per channel, since MR intensities have no unit.
         low, high: see kind; values outside are clipped.
     """
     if kind == "ct":
@@ -78,9 +87,11 @@ def augmentations(
 
     Args:
         keys: dictionary keys, image first.
-        flip_axes: spatial axes that may be mirrored, each with probability 0.2; leave out axes along which the anatomy has a side.
+        flip_axes: spatial axes that may be mirrored, each with probability 0.2; leave out axes along which the anatomy
+            has a side.
         rotate90: quarter turns in the first two axes, probability 0.2; needs a crop that is square there.
-        affine_prob: probability of a rotation by up to ``rotate`` radians about every axis and scaling by 1 +- ``scale``.
+        affine_prob: probability of a rotation by up to ``rotate`` radians about every axis and scaling by
+            1 +- ``scale``.
         rotate: see affine_prob.
         scale: see affine_prob.
         intensity_prob: probability each of scaling and shifting intensities by up to 0.1.
@@ -93,7 +104,12 @@ def augmentations(
     if affine_prob:
         transforms.append(
             RandAffined(
-                keys, prob=affine_prob, rotate_range=(rotate,) * 3, scale_range=(scale,) * 3, mode=modes, padding_mode="border"
+                keys,
+                prob=affine_prob,
+                rotate_range=(rotate,) * 3,
+                scale_range=(scale,) * 3,
+                mode=modes,
+                padding_mode="border",
             )
         )
     transforms.append(RandScaleIntensityd(image, factors=0.1, prob=intensity_prob))
@@ -143,10 +159,13 @@ def cached(
         cache: "memory" (``cache_rate`` of the scans), "disk" (tensors below ``cache_dir``, for large sets), or "none".
         cache_rate: share of the scans kept in memory.
         cache_dir: folder of the disk cache.
-        tolerant: a scan that stops being readable is logged and replaced by another instead of ending the run (pre-training).
+        tolerant: a scan that stops being readable is logged and replaced by another instead of ending the run
+            (pre-training).
     """
     first: Transform = _Guarded(preprocessing) if tolerant else preprocessing
-    transform = Compose([first, augmentation]) if tolerant else Compose([*preprocessing.transforms, *augmentation.transforms])
+    transform = (
+        Compose([first, augmentation]) if tolerant else Compose([*preprocessing.transforms, *augmentation.transforms])
+    )
     if cache == "memory":
         return CacheDataset(data, transform, cache_rate=cache_rate, num_workers=1, copy_cache=False)
     if cache == "disk":
@@ -229,17 +248,50 @@ def case_name(path: str | Sequence[str]) -> str:
 def source_sampler(items: Sequence[Mapping[str, Any]], seed: int = 0) -> WeightedRandomSampler | None:
     """Return a sampler that honours the weights of the sources, or None if all weights are equal.
 
-    A source of weight w is drawn w times as often as one of weight 1, whatever the sizes of the two; an epoch has as many
-    draws as there are images.
+    A source of weight w is drawn w times as often as one of weight 1, whatever the sizes of the two; an epoch has as
+    many draws as there are images.
     """
+    share = _draw_weights(items)
+    return WeightedRandomSampler(share, num_samples=len(items)) if share else None
+
+
+def _draw_weights(items: Sequence[Mapping[str, Any]]) -> list[float] | None:
+    """Return how often to draw each item, relatively; None if the weights of all sources are equal."""
     weights = [float(item.get("weight", 1.0)) for item in items]
     if len(set(weights)) <= 1:
         return None
-    sizes: dict[str, int] = {}
-    for item in items:
-        sizes[item["source"]] = sizes.get(item["source"], 0) + 1
-    share = [w / sizes[item["source"]] for w, item in zip(weights, items, strict=True)]
-    return WeightedRandomSampler(torch.tensor(share, dtype=torch.float64), num_samples=len(items))
+    sizes = Counter(item["source"] for item in items)
+    return [weight / sizes[item["source"]] for weight, item in zip(weights, items, strict=True)]
+
+
+def training_sampler(dataset: Dataset, seed: int = 0, items: Sequence[Mapping[str, Any]] | None = None) -> Sampler:
+    """Return the sampler of one process of several: shuffled, every process with the same number of samples.
+
+    Args:
+        dataset: the whole data set.
+        seed: of the order, the same in every process; ``EpochSeed`` changes it from epoch to epoch.
+        items: what the data set was made of, if its source weights are to be honoured as in ``source_sampler``; then
+            every process draws from the whole set, by the seed that ``EpochSeed`` gives it.
+    """
+    share = _draw_weights(items) if items is not None else None
+    if share:
+        return WeightedRandomSampler(share, num_samples=math.ceil(len(dataset) / dist.get_world_size()))
+    return DistributedSampler(dataset, seed=seed)
+
+
+def validation_sampler(dataset: Dataset) -> DistributedSampler:
+    """Return the sampler of one process of several, without padding, so that no case counts twice.
+
+    Raises:
+        ValueError: if there are more processes than cases.
+    """
+    processes = dist.get_world_size()
+    if len(dataset) < processes:
+        raise ValueError(
+            f"{len(dataset)} validation cases are too few for {processes} processes; "
+            f"use --nproc_per_node={len(dataset)}"
+        )
+    return DistributedSampler(dataset, even_divisible=False, shuffle=False)
 
 
 def scans(path: str, output_dir: str, in_channels: int, postfix: str = "_seg") -> list[dict[str, Any]]:
@@ -253,11 +305,14 @@ def scans(path: str, output_dir: str, in_channels: int, postfix: str = "_seg") -
 
     Raises:
         FileNotFoundError: if the path does not exist or holds no NIfTI file.
-        ValueError: if a scan is broken, has NaN voxels or a wrong number of channels, or two results would share a name.
+        ValueError: if a scan is broken, has NaN voxels or a wrong number of channels, or two results would share a
+            name.
     """
     source = Path(path).expanduser()
     if source.is_dir():
-        files = sorted(p for p in source.iterdir() if p.name.endswith((".nii", ".nii.gz")) and not p.name.startswith("."))
+        files = sorted(
+            p for p in source.iterdir() if p.name.endswith((".nii", ".nii.gz")) and not p.name.startswith(".")
+        )
     elif source.is_file() and source.name.endswith((".nii", ".nii.gz")):
         files = [source]
     else:
@@ -268,8 +323,11 @@ def scans(path: str, output_dir: str, in_channels: int, postfix: str = "_seg") -
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ValueError(f"input {path} holds several files named {twice}; their results would have the same name")
-    inside = [str(file) for file in files if Path(output_dir, f"{case_name(str(file))}{postfix}.nii.gz").resolve() in
-              {f.resolve() for f in files}]
+    inside = [
+        str(file)
+        for file in files
+        if Path(output_dir, f"{case_name(str(file))}{postfix}.nii.gz").resolve() in {f.resolve() for f in files}
+    ]
     if inside:
         raise ValueError(f"results of {inside} would replace other inputs; give another --output_dir")
     items = [{"image": str(file)} for file in files]

@@ -4,20 +4,23 @@ import logging
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 from ignite.engine import Engine, Events
 from ignite.handlers import DiskSaver, ProgressBar
+from monai.data import MetaTensor
 from monai.data.utils import set_rnd
 from monai.engines import Evaluator, Trainer
 from monai.engines.utils import IterationEvents
 from monai.inferers import Inferer
+from monai.transforms import LoadImage, Orientation
 from torch import Tensor, nn
 
-from mambamim_nets.bundle.pictures import figure_array, overlay, reconstruction, reconstruction_figure
+from mambamim_nets.bundle.data import case_name
 from mambamim_nets.bundle.launch import epoch_seed, flag, seed_epoch
+from mambamim_nets.bundle.pictures import figure_array, overlay, reconstruction, reconstruction_figure
 from mambamim_nets.bundle.tables import MetricsTable, case_metrics
 from mambamim_nets.checkpoint import read_state
 from mambamim_nets.masking import expand_visible
@@ -67,7 +70,7 @@ class AutocastInferer(Inferer):
 
 
 class EpochSeed:
-    """Seed everything random from (seed, epoch) at the start of each epoch, so that resuming repeats nothing and skips nothing."""
+    """Seed everything random from (seed, epoch) at the start of each epoch: resuming repeats and skips nothing."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
@@ -78,10 +81,9 @@ class EpochSeed:
     def __call__(self, engine: Trainer) -> None:
         seed = epoch_seed(self.seed, engine.state.epoch, _rank())
         seed_epoch(seed)
-        loader = engine.data_loader
-        sampler = getattr(loader, "sampler", None)
-        if hasattr(sampler, "set_epoch"):
-            sampler.set_epoch(engine.state.epoch)
+        loader: Any = engine.data_loader
+        if hasattr(loader.sampler, "set_epoch"):
+            loader.sampler.set_epoch(engine.state.epoch)
         set_rnd(loader.dataset, seed)
 
 
@@ -114,7 +116,7 @@ class StopOnNan:
 
 
 class Progress:
-    """Progress bar over the iterations of an engine, with the loss where there is one; on terminals only, logs stay readable."""
+    """Progress bar over the iterations of an engine, with the loss where there is one; on terminals only."""
 
     def __init__(self, description: str) -> None:
         self.description = description
@@ -134,9 +136,9 @@ def _loss_of(output: Any) -> dict[str, float]:
 class Checkpoints:
     """Save the whole state every epoch, the best network by validation, and resume.
 
-    ``checkpoint_last.pt`` holds network, optimiser, schedule, trainer (epoch, iteration), the best metric so far and the
-    run's identity; ``model_best.pt`` holds the bare weights of the best epoch; with ``encoder=True``, ``encoder.pt`` the bare
-    encoder weights of the last epoch. Files are replaced whole or not at all.
+    ``checkpoint_last.pt`` holds network, optimiser, schedule, trainer (epoch, iteration), the best metric so far and
+    the run's identity; ``model_best.pt`` holds the bare weights of the best epoch; with ``encoder=True``,
+    ``encoder.pt`` the bare encoder weights of the last epoch. Files are replaced whole or not at all.
 
     Args:
         trainer, evaluator, network, optimizer, lr_scheduler: the parts of the run; no evaluator in pre-training.
@@ -179,6 +181,8 @@ class Checkpoints:
             if self.resume is False:
                 raise ValueError(f"{self.folder} holds a run; --resume true continues it, or give another --output_dir")
             self._restore(last)
+        elif any((self.folder / name).exists() for name in (BEST, ENCODER)):
+            raise ValueError(f"{self.folder} holds weights that this run would replace; give another --output_dir")
         elif self.resume is True:
             raise FileNotFoundError(f"nothing to resume: {last} does not exist")
         if self.evaluator is not None:
@@ -223,14 +227,16 @@ class Checkpoints:
         }
         self._save(state, LAST)
         if self.encoder:
-            self._save(network.encoder.state_dict(), ENCODER)
+            self._save(cast(nn.Module, network.encoder).state_dict(), ENCODER)
 
     def _save_best(self, evaluator: Evaluator) -> None:
         if evaluator.state.best_metric_epoch == evaluator.state.epoch:
             self._save(_bare(self.network).state_dict(), BEST)
 
 
-def mim_batch(batch: Mapping[str, Tensor], device: torch.device, non_blocking: bool, **kwargs: Any) -> tuple[Tensor, Tensor]:
+def mim_batch(
+    batch: Mapping[str, Tensor], device: torch.device, non_blocking: bool, **kwargs: Any
+) -> tuple[Tensor, Tensor]:
     """Give the image as its own target: the ``prepare_batch`` of pre-training."""
     image = batch["image"].to(device, non_blocking=non_blocking, **kwargs)
     image = image.as_tensor() if hasattr(image, "as_tensor") else image
@@ -292,22 +298,23 @@ class ReconstructionPictures:
 class CaseReport:
     """Collect metrics of every case on its own grid, write tables and overlay pictures; or pictures alone.
 
-    Expects ``pred`` (1, D, H, W) label maps with the affine of the input, ``image`` with its file name, and ``label`` if
-    metrics are wanted; attached to an evaluator.
+    Expects ``pred`` (1, D, H, W) label maps with the affine of the input, ``image`` with its file name, and ``label``
+    if metrics are wanted; attached to an evaluator.
 
     Args:
         labels: names by label value.
         folder: where files go.
         metrics: whether labels are there to compare with.
-        pictures: how many overlay pictures to draw at most.
+        pictures: how many overlay pictures to draw at most, over all processes.
         tolerance_mm: of the surface Dice.
     """
 
     def __init__(
         self, labels: dict[int, str], folder: str, metrics: bool = True, pictures: int = 8, tolerance_mm: float = 1.0
     ) -> None:
-        self.labels, self.folder, self.pictures, self.tolerance_mm = labels, Path(folder), pictures, tolerance_mm
-        self.metrics = metrics
+        self.labels, self.folder, self.tolerance_mm, self.metrics = labels, Path(folder), tolerance_mm, metrics
+        processes = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+        self.pictures = (pictures + processes - 1 - _rank()) // processes  # this process's share
         self.table = MetricsTable(labels, tolerance_mm)
 
     def attach(self, engine: Evaluator) -> None:
@@ -317,9 +324,9 @@ class CaseReport:
 
     def _collect(self, engine: Evaluator) -> None:
         for item in engine.state.output:
-            pred = item["pred"]
+            pred: Any = item["pred"]
             spacing = [float(s) for s in pred.pixdim]
-            case = Path(item["image"].meta["filename_or_obj"]).name.removesuffix(".gz").removesuffix(".nii")
+            case = case_name(item["image"].meta["filename_or_obj"])
             prediction = pred[0].cpu().numpy().astype("uint8")
             reference = None
             if self.metrics:
@@ -330,9 +337,6 @@ class CaseReport:
                 self._draw(case, item, prediction, reference, spacing)
 
     def _draw(self, case: str, item: Any, prediction: Any, reference: Any, spacing: list[float]) -> None:
-        from monai.data import MetaTensor
-        from monai.transforms import LoadImage, Orientation
-
         image = LoadImage(image_only=True, ensure_channel_first=True)(item["image"].meta["filename_or_obj"])[:1]
         to_ras = Orientation("RAS", labels=None)
 

@@ -1,4 +1,4 @@
-"""What a configuration needs before it can run: the bundle's folder, the task, the data folder, devices and starting weights."""
+"""What a configuration needs before it can run: the bundle's folder, the task, the data, devices, starting weights."""
 
 import hashlib
 import inspect
@@ -41,14 +41,20 @@ logger = logging.getLogger("mambamim_nets")
 def bundle_root() -> str:
     """Return the absolute folder of the bundle whose configuration is being evaluated, whatever the working directory.
 
-    It is the parent of the ``configs`` folder of the running ConfigWorkflow (found on the call stack, since MONAI hands no such
-    value to expressions); without one, the working directory.
+    MONAI hands no such value to expressions, so it is found on the call stack: the running ConfigWorkflow knows its
+    configuration's folder, and the verbs without a workflow (verify_net_in_out, ckpt_export) hold the file's path as
+    ``config_file_``. Without either, it is the working directory.
     """
     frame = inspect.currentframe()
     while frame is not None:
-        owner = frame.f_locals.get("self")
+        owner, file = frame.f_locals.get("self"), frame.f_locals.get("config_file_")
+        folder = None
         if isinstance(owner, ConfigWorkflow) and hasattr(owner, "config_root_path"):
-            folder = Path(owner.config_root_path).resolve()
+            folder = Path(owner.config_root_path)
+        elif frame.f_globals.get("__name__") == "monai.bundle.scripts" and file:
+            folder = Path(file if isinstance(file, str) else file[0]).parent
+        if folder is not None:
+            folder = folder.resolve()
             return str(folder.parent if folder.name == "configs" else folder)
         frame = frame.f_back
     return str(Path.cwd())
@@ -83,7 +89,8 @@ def dataset_folder(dataset_dir: str, bundle_root: str, kind: str, cases: int) ->
     folder = Path(dataset_dir).expanduser()
     if not folder.is_dir():
         raise FileNotFoundError(
-            f"dataset_dir {dataset_dir} does not exist; give the folder that holds dataset.json, or 'phantom' for synthetic data"
+            f"dataset_dir {dataset_dir} does not exist; give the folder that holds dataset.json, or 'phantom' for "
+            "synthetic data"
         )
     return str(folder.resolve())
 
@@ -101,17 +108,22 @@ def launch_device() -> torch.device:
 
 
 def init_distributed() -> None:
-    """Join the process group that torchrun set up: nccl on GPUs, gloo on CPUs.
+    """Join the process group that torchrun set up, nccl on GPUs, gloo on CPUs; below warnings, only rank 0 logs.
 
     Raises:
         RuntimeError: if the process was not started by torchrun.
     """
     if "LOCAL_RANK" not in os.environ:
-        raise RuntimeError("a multi_gpu configuration must be started by torchrun, e.g. torchrun --nproc_per_node=2 -m monai.bundle run ...")
+        raise RuntimeError(
+            "a multi_gpu configuration must be started by torchrun, e.g. "
+            "torchrun --nproc_per_node=2 -m monai.bundle run ..."
+        )
     if not torch.distributed.is_initialized():
         if torch.cuda.is_available():
             torch.cuda.set_device(launch_device())
         torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    if torch.distributed.get_rank() > 0:
+        logging.getLogger().setLevel(logging.WARNING)
 
 
 def seed_everything(seed: int) -> None:
@@ -149,7 +161,9 @@ def shipped_weights(bundle_root: str, weights: str | None) -> str:
         ValueError: if it ships none for this task.
     """
     if not weights:
-        raise ValueError("this bundle ships no weights for this task; train first, then give --checkpoint path/to/model_best.pt")
+        raise ValueError(
+            "this bundle ships no weights for this task; train first, then give --checkpoint path/to/model_best.pt"
+        )
     return str(Path(bundle_root, weights))
 
 
@@ -178,7 +192,6 @@ def _short(value: Any) -> str:
     if isinstance(value, Mapping | Sequence) and not isinstance(value, str) and len(value) > 20:
         return f"{len(value)} items"
     return str(value)
-
 
 
 def epoch_seed(seed: int, epoch: int, rank: int = 0) -> int:

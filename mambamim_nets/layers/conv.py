@@ -3,7 +3,8 @@
 ``neighbours`` is None for a dense map (B, C, D, H, W); for visible blocks (N, C, b, b, b) it is the table of
 ``ops.blocks.neighbour_table``. Only ``Conv3`` looks at it: everything else is pointwise.
 
-Sources: MedNeXt block, Roy et al. 2023, with normalisation per voxel; residual skip block and widths, MambaMIM section 3.2.
+Sources: MedNeXt block, Roy et al. 2023, with normalisation per voxel; residual skip block and widths, MambaMIM section
+3.2.
 """
 
 import torch.nn.functional as F
@@ -33,7 +34,7 @@ class Conv3(nn.Conv3d):
 
 
 class VoxelNorm(nn.LayerNorm):
-    """Layer normalisation over the channels of every voxel (B, C, D, H, W), eps 1e-6: hidden voxels cannot take part."""
+    """Layer normalisation over the channels of every voxel (B, C, D, H, W), eps 1e-6: hidden voxels play no part."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels, eps=1e-6)

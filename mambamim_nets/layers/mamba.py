@@ -1,7 +1,7 @@
 """Mamba on a token sequence: the selective state-space mixer and the pre-norm layer around it.
 
-Parameter names and initialisation are those of ``mamba_ssm.Mamba`` (Gu and Dao 2023), those of the backward direction of Vision
-Mamba (Zhu et al. 2024), so that weights move between us and everything built on them.
+Parameter names and initialisation are those of ``mamba_ssm.Mamba`` (Gu and Dao 2023), those of the backward direction
+of Vision Mamba (Zhu et al. 2024), so that weights move between us and everything built on them.
 
 Glossary
     d_model     token width C
@@ -10,8 +10,8 @@ Glossary
     d_conv      width of the causal convolution
     dt_rank     rank of the projection that makes Delta, ceil(d_model / 16)
 
-Deviation from the public MambaMIM code: bidirectional by default, as the paper says; there a mode string falls through and the
-backward weights are never used.
+Deviation from the public MambaMIM code: bidirectional by default, as the paper says; there a mode string falls through
+and the backward weights are never used.
 """
 
 import math
@@ -35,7 +35,8 @@ class MambaMixer(nn.Module):
         d_state: states per channel.
         d_conv: width of the causal convolution.
         expand: d_inner / d_model.
-        bidirectional: also scan the reversed sequence, with its own convolution and state-space parameters (suffix ``_b``).
+        bidirectional: also scan the reversed sequence, with its own convolution and state-space parameters (suffix
+            ``_b``).
     """
 
     def __init__(
@@ -72,7 +73,7 @@ class MambaMixer(nn.Module):
         dt_proj = cast(nn.Linear, getattr(self, f"dt_proj{suffix}"))
         x = F.silu(conv(x)[..., : x.shape[-1]])
         dt, b, c = x_proj(rearrange(x, "b d l -> b l d")).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
-        return selective_scan(
+        y = selective_scan(
             x,
             rearrange(F.linear(dt, dt_proj.weight), "b l d -> b d l"),
             -torch.exp(getattr(self, f"A{suffix}_log").float()),
@@ -83,6 +84,7 @@ class MambaMixer(nn.Module):
             delta_bias=dt_proj.bias.float(),
             delta_softplus=True,
         )
+        return cast(Tensor, y)  # a pair only with return_last_state
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Mix tokens (B, L, d_model) along L; same shape out."""

@@ -2,7 +2,8 @@
 
     Abar = exp(Delta A'),   Bbar = (Delta A')^-1 (exp(Delta A') - I) Delta        zero-order hold, Eq. 3, exact form
 
-Deviations from the public code: A' is stable and starts at -I instead of zero; zero-order hold keeps "- I", which the paper drops.
+Deviations from the public code: A' is stable and starts at -I instead of zero; zero-order hold keeps "- I", which the
+paper drops.
 """
 
 import math

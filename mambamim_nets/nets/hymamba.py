@@ -1,16 +1,16 @@
-"""HyMamba: a hybrid CNN + Mamba encoder for volumes, and the segmentation network on top of it (MambaMIM section 3.1 and 3.2).
+"""HyMamba: a hybrid CNN + Mamba encoder, and the segmentation network on top (MambaMIM section 3.1, 3.2).
 
-The CNN stage (MedNeXt blocks, max-pooling) brings a volume to stride 16, the Mamba stage (bidirectional Vision Mamba) mixes the
-resulting tokens along a scan order. The same weights run dense, or sparse on the visible blocks of a masked volume, where hidden
-voxels are not computed (Algorithm 1; see ``ops.blocks``).
+The CNN stage (MedNeXt blocks, max-pooling) brings a volume to stride 16, the Mamba stage (bidirectional Vision Mamba)
+mixes the resulting tokens along a scan order. The same weights run dense, or sparse on the visible blocks of a masked
+volume, where hidden voxels are not computed (Algorithm 1; see ``ops.blocks``).
 
 Glossary
     S_i          feature map of CNN stage i, zero where hidden
     x, y         visible tokens before and after the Mamba stage, (B, K, C) in scan order
     visible      (B, 1, d, h, w) bool, True = kept; d = D / 16
 
-Deviations from the public code: bidirectional Mamba (the paper's), any grid size, tokens kept in scan order, and the number of
-visible tokens counted per sample.
+Deviations from the public code: bidirectional Mamba (the paper's), any grid size, tokens kept in scan order, and the
+number of visible tokens counted per sample.
 """
 
 from typing import Literal, NamedTuple, cast
@@ -51,7 +51,7 @@ SIZES = {
 
 
 class Encoding(NamedTuple):
-    """What decoders read: skip maps (dense, zero where hidden), tokens (B, K, C) in scan order, and that order with its inverse."""
+    """What decoders read: dense skip maps by stride, tokens (B, K, C) in scan order, that order and its inverse."""
 
     skips: dict[int, Tensor]
     tokens: Tensor
@@ -138,7 +138,8 @@ class HyMamba(nn.Module):
             ValueError: on a wrong number of axes or channels, a side that 16 does not divide, or an invalid mask.
         """
         if x.ndim != 5 or x.shape[1] != self.in_channels:
-            raise ValueError(f"input {tuple(x.shape)} must be (B, {self.in_channels}, D, H, W): in_channels={self.in_channels}")
+            channels = self.in_channels
+            raise ValueError(f"input {tuple(x.shape)} must be (B, {channels}, D, H, W): in_channels={channels}")
         grid = token_grid(x.shape[2:])
         for mask in (visible, token_visible):
             if mask is not None:

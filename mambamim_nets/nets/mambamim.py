@@ -11,9 +11,9 @@ Glossary
     S_i     skip map of CNN stage i, strides 2, 4, 8
     D_i     decoder map; its width halves at every stage
 
-Decisions where the paper is silent: the finest decoder map has stride 2, and the closing linear layer predicts the 2^3 voxels under
-each of its positions, so that nothing runs at full resolution; norms in the decoder are per voxel, so a step does not depend
-on the batch.
+Decisions where the paper is silent: the finest decoder map has stride 2, and the closing linear layer predicts the 2^3
+voxels under each of its positions, so that nothing runs at full resolution; norms in the decoder are per voxel, so a
+step does not depend on the batch.
 """
 
 from typing import Literal, NamedTuple, cast
@@ -88,7 +88,8 @@ class MambaMIM(nn.Module):
         masking: "bottom_up", one mask for CNN and Mamba, or "independent", one each (the ablation).
         skip: whether the decoder reads the CNN's skip maps.
         target: "patch_norm", every 16^3 patch standardised, or "raw" intensities.
-        decoder_width: channels of the decoder at stride 16, divisible by 8; 768 in the public code. None: twice the encoder's.
+        decoder_width: channels of the decoder at stride 16, divisible by 8; 768 in the public code. None: twice the
+            encoder's.
         transition: A' of TOKI, "diagonal" or "full".
 
     Raises:
@@ -107,10 +108,13 @@ class MambaMIM(nn.Module):
         transition: Literal["diagonal", "full"] = "diagonal",
     ) -> None:
         super().__init__()
-        choices = {"fill": ("toki", "learnable"), "masking": ("bottom_up", "independent"), "target": ("patch_norm", "raw")}
-        for name, value in (("fill", fill), ("masking", masking), ("target", target)):
-            if value not in choices[name]:
-                raise ValueError(f"{name} {value!r} must be one of {choices[name]}")
+        for name, value, choices in (
+            ("fill", fill, ("toki", "learnable")),
+            ("masking", masking, ("bottom_up", "independent")),
+            ("target", target, ("patch_norm", "raw")),
+        ):
+            if value not in choices:
+                raise ValueError(f"{name} {value!r} must be one of {choices}")
         if not 0 < mask_ratio < 1:
             raise ValueError(f"mask_ratio {mask_ratio} must lie in (0, 1); the paper uses 0.75")
         channels = encoder.widths[-1]

@@ -1,13 +1,13 @@
 """Visible blocks: the sparse form of a feature map, in which hidden voxels do not exist.
 
-Because the mask is constant on 16^3-voxel blocks, a masked feature map is a short list of dense blocks. Their batch axis runs
-over the visible blocks of all samples, in raster order within a sample:
+Because the mask is constant on 16^3-voxel blocks, a masked feature map is a short list of dense blocks. Their batch
+axis runs over the visible blocks of all samples, in raster order within a sample:
 
     feature map (B, C, D, H, W)   <->   blocks (N, C, b, b, b),   b = D / d,   N = visible.sum()
 
 Pointwise layers and pooling work on blocks as they are. A 3^3 convolution first fetches a halo of one voxel from the 26
-neighbouring blocks (zeros where a neighbour is hidden or outside), which makes SparseOp(S, M) = Operator(S) * M of Algorithm 1
-exact, at the cost of the visible voxels alone.
+neighbouring blocks (zeros where a neighbour is hidden or outside), which makes SparseOp(S, M) = Operator(S) * M of
+Algorithm 1 exact, at the cost of the visible voxels alone.
 
 Glossary
     visible     (B, 1, d, h, w) bool, True = kept
@@ -24,7 +24,7 @@ from torch import Tensor
 
 __all__ = ["halo", "neighbour_table", "pack", "unpack"]
 
-_OFFSETS = tuple(product((-1, 0, 1), repeat=3))
+_OFFSETS = tuple(product((-1, 0, 1), (-1, 0, 1), (-1, 0, 1)))
 _CENTRE = _OFFSETS.index((0, 0, 0))
 
 
@@ -87,8 +87,8 @@ def halo(blocks: Tensor, neighbours: Tensor) -> Tensor:
         neighbours: (N, 27) from ``neighbour_table``.
 
     Returns:
-        (N, C, b + 2, b + 2, b + 2), zeros where the neighbour is hidden or outside. The gradient is gathered back along the
-        mirrored offset, without a scatter.
+        (N, C, b + 2, b + 2, b + 2), zeros where the neighbour is hidden or outside. The gradient is gathered back along
+        the mirrored offset, without a scatter.
     """
     return _Halo.apply(blocks, neighbours)
 

@@ -17,8 +17,8 @@ Equations, one channel
     y_t = C_t h_t + D u_t
     out_t = y_t silu(z_t)
 
-Three implementations of the recurrence: `naive` states it, `native` is the CPU path, `fused` is mamba_ssm's CUDA
-kernel.
+Three implementations of the recurrence: `naive` states it, `native` (its own file) is the CPU path, `fused` is
+mamba_ssm's CUDA kernel.
 
 Deliberate deviations from mamba_ssm: the last state carries its gradient; float64 inputs are computed in float64; A is
 real.
@@ -26,23 +26,16 @@ real.
 
 import functools
 import importlib
-import math
-import os
-import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-LANES = 64  # channels that advance together: a constant, so that the compiler vectorises the innermost loops
-CHUNK = 32  # steps between two saved states; the backward pass recomputes the states in between
-SERIAL_WORK = 1 << 17  # below this many state updates a thread pool costs more than it saves
+from mambamim_nets.ops.selective_scan_native import native
+
+__all__ = ["fused", "naive", "native", "selective_scan"]
 
 
 def naive(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
@@ -67,272 +60,6 @@ def naive(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Te
         h = torch.exp(delta_t * A) * h + delta_t * B_t * u_t
         y.append((h * C_t).sum(-1))
     return torch.stack(y, dim=1), h
-
-
-def _exp(x: float) -> float:
-    """Exponential inside the kernels; `_kernels` gives it a float32 version that vectorises."""
-    return math.exp(x)
-
-
-def _forward_kernel(first, last, parts, u, delta, A, B, C, y, final, saved):
-    """Run tasks first .. last - 1; a task is one part of the channels of one group of one sample.
-
-    u, delta, y (b, l, d); A (n, d); B, C (b, g, l, n); final (b, n, d); saved (b, chunks, n, d), the state before every
-    chunk, or no chunks.
-    """
-    length, groups, states = u.shape[1], B.shape[1], A.shape[0]
-    channels = u.shape[2] // groups
-    a = np.zeros((states, LANES), u.dtype)
-    h = np.zeros((states, LANES), u.dtype)
-    step = np.zeros(LANES, u.dtype)
-    inflow = np.zeros(LANES, u.dtype)
-    out = np.zeros(LANES, u.dtype)
-    for task in range(first, last):
-        part, group, sample = task % parts, task // parts % groups, task // parts // groups
-        begin = group * channels + channels * part // parts
-        end = group * channels + channels * (part + 1) // parts
-        for low in range(begin, end, LANES):
-            lanes = min(LANES, end - low)
-            for n in range(states):
-                for i in range(LANES):
-                    h[n, i] = 0
-                for i in range(lanes):
-                    a[n, i] = A[n, low + i]
-            for t in range(length):
-                if t % CHUNK == 0 and t // CHUNK < saved.shape[1]:
-                    for n in range(states):
-                        for i in range(lanes):
-                            saved[sample, t // CHUNK, n, low + i] = h[n, i]
-                for i in range(lanes):
-                    step[i] = delta[sample, t, low + i]
-                    inflow[i] = step[i] * u[sample, t, low + i]
-                for i in range(LANES):
-                    out[i] = 0
-                for n in range(states):
-                    b_t, c_t = B[sample, group, t, n], C[sample, group, t, n]
-                    for i in range(LANES):
-                        h[n, i] = _exp(step[i] * a[n, i]) * h[n, i] + inflow[i] * b_t
-                        out[i] += c_t * h[n, i]
-                for i in range(lanes):
-                    y[sample, t, low + i] = out[i]
-            for n in range(states):
-                for i in range(lanes):
-                    final[sample, n, low + i] = h[n, i]
-
-
-def _backward_kernel(first, last, parts, u, delta, A, B, C, saved, dy, dfinal, du, ddelta, dA, dB, dC):
-    """Gradients of `_forward_kernel`: du, ddelta, dA (b, n, d) and dB, dC (parts, b, g, l, n).
-
-    dB and dC must be zero on entry; every task adds to its own slice of them.
-    """
-    length, groups, states = u.shape[1], B.shape[1], A.shape[0]
-    channels = u.shape[2] // groups
-    a = np.zeros((states, LANES), u.dtype)
-    da = np.zeros((states, LANES), u.dtype)
-    dh = np.zeros((states, LANES), u.dtype)
-    h = np.zeros((CHUNK + 1, states, LANES), u.dtype)
-    decay = np.zeros((CHUNK, states, LANES), u.dtype)
-    step = np.zeros((CHUNK, LANES), u.dtype)
-    inflow = np.zeros((CHUNK, LANES), u.dtype)
-    dout = np.zeros(LANES, u.dtype)
-    dinflow = np.zeros(LANES, u.dtype)
-    dstep = np.zeros(LANES, u.dtype)
-    for task in range(first, last):
-        part, group, sample = task % parts, task // parts % groups, task // parts // groups
-        begin = group * channels + channels * part // parts
-        end = group * channels + channels * (part + 1) // parts
-        for low in range(begin, end, LANES):
-            lanes = min(LANES, end - low)
-            if lanes < LANES:  # unused lanes must not carry values of the previous block into dB and dC
-                h[:], step[:], inflow[:], dout[:], dh[:] = 0, 0, 0, 0, 0
-            for n in range(states):
-                for i in range(LANES):
-                    da[n, i] = 0
-                for i in range(lanes):
-                    a[n, i] = A[n, low + i]
-                    dh[n, i] = dfinal[sample, n, low + i]
-            for chunk in range((length - 1) // CHUNK, -1, -1):
-                start = chunk * CHUNK
-                size = min(CHUNK, length - start)
-                for n in range(states):
-                    for i in range(lanes):
-                        h[0, n, i] = saved[sample, chunk, n, low + i]
-                for s in range(size):
-                    for i in range(lanes):
-                        step[s, i] = delta[sample, start + s, low + i]
-                        inflow[s, i] = step[s, i] * u[sample, start + s, low + i]
-                    for n in range(states):
-                        b_t = B[sample, group, start + s, n]
-                        for i in range(LANES):
-                            decay[s, n, i] = _exp(step[s, i] * a[n, i])
-                            h[s + 1, n, i] = decay[s, n, i] * h[s, n, i] + inflow[s, i] * b_t
-                for s in range(size - 1, -1, -1):
-                    t = start + s
-                    for i in range(lanes):
-                        dout[i] = dy[sample, t, low + i]
-                    for i in range(LANES):
-                        dinflow[i] = 0
-                        dstep[i] = 0
-                    for n in range(states):
-                        b_t, c_t = B[sample, group, t, n], C[sample, group, t, n]
-                        db = u.dtype.type(0)
-                        dc = u.dtype.type(0)
-                        for i in range(LANES):
-                            g = dh[n, i] + c_t * dout[i]
-                            back = g * decay[s, n, i]
-                            dexponent = back * h[s, n, i]
-                            db += g * inflow[s, i]
-                            dc += dout[i] * h[s + 1, n, i]
-                            dinflow[i] += g * b_t
-                            dstep[i] += dexponent * a[n, i]
-                            da[n, i] += dexponent * step[s, i]
-                            dh[n, i] = back
-                        dB[part, sample, group, t, n] += db
-                        dC[part, sample, group, t, n] += dc
-                    for i in range(lanes):
-                        du[sample, t, low + i] = dinflow[i] * step[s, i]
-                        ddelta[sample, t, low + i] = dinflow[i] * u[sample, t, low + i] + dstep[i]
-            for n in range(states):
-                for i in range(lanes):
-                    dA[sample, n, low + i] = da[n, i]
-
-
-@functools.cache
-def _kernels() -> tuple[Callable[..., None], Callable[..., None]]:
-    """Return the two compiled kernels; numba compiles once per machine and reads its disk cache afterwards."""
-    import numba
-    from numba.extending import overload
-
-    # Sums may be reordered and products fused; nan and inf keep their meaning.
-    fastmath = {"reassoc", "contract", "nsz"}
-
-    def exp_float32(x):
-        # exp(x) = 2^k exp(r), |r| <= ln(2) / 2; ln(2) in two parts, Taylor to the seventh order: error below 3e-7.
-        x = np.float32(-87.0) if x < np.float32(-87.0) else (np.float32(88.0) if x > np.float32(88.0) else x)
-        k = np.floor(x * np.float32(1.4426950408889634) + np.float32(0.5))
-        r = x - k * np.float32(0.693359375) - k * np.float32(-2.12194440e-4)
-        p = np.float32(1 / 5040)
-        p = p * r + np.float32(1 / 720)
-        p = p * r + np.float32(1 / 120)
-        p = p * r + np.float32(1 / 24)
-        p = p * r + np.float32(1 / 6)
-        p = p * r + np.float32(0.5)
-        p = p * r + np.float32(1.0)
-        p = p * r + np.float32(1.0)
-        return p * np.int32((np.int32(k) + np.int32(127)) << np.int32(23)).view(np.float32)
-
-    def exp_float64(x):
-        return math.exp(x)
-
-    @overload(_exp, jit_options={"fastmath": fastmath})
-    def _(x):
-        return exp_float32 if x == numba.float32 else exp_float64
-
-    def compiled(kernel: Callable[..., None]) -> Callable[..., None]:
-        try:
-            return numba.njit(nogil=True, fastmath=fastmath, cache=True)(kernel)
-        except RuntimeError:  # neither the package folder nor the user's cache folder can be written
-            return numba.njit(nogil=True, fastmath=fastmath)(kernel)
-
-    return compiled(_forward_kernel), compiled(_backward_kernel)
-
-
-_lock = threading.Lock()
-_pool: ThreadPoolExecutor | None = None
-_pool_size = 0
-
-
-def _forget_pool() -> None:
-    """Drop the pool in a forked child: its threads stayed in the parent."""
-    global _lock, _pool, _pool_size
-    _lock, _pool, _pool_size = threading.Lock(), None, 0
-
-
-@functools.cache
-def _forget_pool_after_fork() -> None:
-    if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=_forget_pool)
-
-
-def _workers(count: int) -> ThreadPoolExecutor:
-    global _pool, _pool_size
-    with _lock:
-        if _pool is None or _pool_size < count:
-            _forget_pool_after_fork()
-            _pool, _pool_size = ThreadPoolExecutor(count, thread_name_prefix="selective_scan"), count
-        return _pool
-
-
-def _plan(u: Tensor, B: Tensor) -> tuple[int, int]:
-    """Return the number of threads, and into how many parts a group's channels are cut to occupy every thread."""
-    samples, length, channels = u.shape
-    groups, states = B.shape[1], B.shape[3]
-    threads = torch.get_num_threads()
-    if threads == 1 or samples * length * channels * states < SERIAL_WORK:
-        return 1, 1
-    blocks = math.ceil(channels / groups / LANES)
-    return threads, min(math.ceil(threads / math.gcd(threads, samples * groups)), blocks)
-
-
-def _launch(kernel: Callable[..., None], threads: int, tasks: int, parts: int, tensors: tuple[Tensor, ...]) -> None:
-    """Split the tasks of a kernel over threads; the calling thread takes the first share."""
-    arrays = [tensor.detach().numpy() for tensor in tensors]
-    threads = min(threads, tasks)
-    if threads == 1:
-        kernel(0, tasks, parts, *arrays)
-        return
-    cuts = [tasks * i // threads for i in range(threads + 1)]
-    pool = _workers(threads - 1)
-    waiting = [pool.submit(kernel, cuts[i], cuts[i + 1], parts, *arrays) for i in range(1, threads)]
-    kernel(cuts[0], cuts[1], parts, *arrays)
-    for future in waiting:
-        future.result()
-
-
-def _native_forward(
-    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, *, save: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return y, the last state (b, n, d) and, if save, the state before every chunk (b, chunks, n, d)."""
-    samples, length, channels = u.shape
-    y = torch.empty_like(u)
-    final = u.new_empty(samples, A.shape[0], channels)
-    saved = u.new_empty(samples, math.ceil(length / CHUNK) if save else 0, A.shape[0], channels)
-    threads, parts = _plan(u, B)
-    _launch(_kernels()[0], threads, samples * B.shape[1] * parts, parts, (u, delta, A, B, C, y, final, saved))
-    return y, final, saved
-
-
-class _Native(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
-        y, final, saved = _native_forward(u, delta, A, B, C, save=True)
-        ctx.save_for_backward(u, delta, A, B, C, saved)
-        return y, final
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dy: Tensor, dfinal: Tensor) -> tuple[Tensor, ...]:
-        u, delta, A, B, C, saved = ctx.saved_tensors
-        threads, parts = _plan(u, B)
-        du, ddelta = torch.empty_like(u), torch.empty_like(u)
-        dA = A.new_empty(u.shape[0], *A.shape)
-        dB, dC = B.new_zeros(parts, *B.shape), C.new_zeros(parts, *C.shape)
-        inputs = (u, delta, A, B, C, saved, dy.contiguous(), dfinal.contiguous())
-        _launch(_kernels()[1], threads, u.shape[0] * B.shape[1] * parts, parts, (*inputs, du, ddelta, dA, dB, dC))
-        return du, ddelta, dA.sum(0), dB.sum(0), dC.sum(0)
-
-
-def native(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
-    """Run the recurrence on the CPU: compiled loops over blocks of channels, on torch.get_num_threads() threads.
-
-    Autograd keeps the inputs and one state per CHUNK steps, never (b, l, d, n). Arguments and results as in `naive`.
-    """
-    inputs = tuple(tensor.contiguous() for tensor in (u, delta, rearrange(A, "d n -> n d"), B, C))
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs):
-        y, final = _Native.apply(*inputs)
-    else:
-        y, final, _ = _native_forward(*inputs, save=False)
-    return y, rearrange(final, "b n d -> b d n")
 
 
 @functools.cache
@@ -407,10 +134,11 @@ def selective_scan(
     """
     _check(u, delta, A, B, C, D, z, delta_bias)
     tracing = torch.jit.is_tracing() or torch.compiler.is_compiling()  # the latter also while exporting
-    if u.is_cuda and u.dtype != torch.float64 and not tracing and _mamba_ssm_scan() is not None:
-        # mamba_ssm drops the gradient of the last state: with one to keep, the plain loop is right.
-        if not (return_last_state and torch.is_grad_enabled()):
-            return fused(u, delta, A, B, C, D, z, delta_bias, delta_softplus, return_last_state)
+    # mamba_ssm drops the gradient of the last state: with one to keep, the plain loop is right.
+    keeps_gradients = not (return_last_state and torch.is_grad_enabled())
+    usable = u.is_cuda and u.dtype != torch.float64 and not tracing and keeps_gradients
+    if usable and _mamba_ssm_scan() is not None:
+        return fused(u, delta, A, B, C, D, z, delta_bias, delta_softplus, return_last_state)
 
     dtype = torch.float64 if u.dtype == torch.float64 else torch.float32
     # One transposition in front, so that everything after it is contiguous over channels.

@@ -20,6 +20,8 @@ result stays (tokens, channels) (there: reshaped to (channels, grid) without a t
 or tokens.
 """
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange, repeat
@@ -37,7 +39,7 @@ def naive(y: Tensor, visible: Tensor, a_bar: Tensor, b_bar: Tensor) -> Tensor:
         kept = mask.nonzero().flatten().tolist()
         filled = dict(zip(kept, tokens, strict=True))
         ends = [-1, *kept, mask.numel()]
-        for i, (start, stop) in enumerate(zip(ends, ends[1:], strict=False)):
+        for i, (start, stop) in enumerate(itertools.pairwise(ends)):
             left, right = tokens[max(i - 1, 0)], tokens[min(i, len(kept) - 1)]
             gap = stop - start - 1
             h = act(b_bar, left)

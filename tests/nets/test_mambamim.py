@@ -77,20 +77,18 @@ def test_toki_starts_as_a_smoothed_interpolation_of_gain_one():
     torch.testing.assert_close(filled, torch.ones_like(filled), atol=0.03, rtol=0)
 
 
-def test_learning_reduces_the_loss():
-    torch.manual_seed(0)
+def test_overfitting_rebuilds_structure_inside_hidden_patches():
+    d, h, w = torch.meshgrid(*(torch.linspace(-1, 1, 32) for _ in range(3)), indexing="ij")
+    x = torch.stack([(d**2 + h**2 + w**2).sqrt(), d + h * w])[None]
+    visible = random_visible(1, (2, 2, 2), 0.5, torch.Generator().manual_seed(0))
     network = model()
-    optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3)
-    x = torch.nn.functional.interpolate(torch.rand(1, 2, 4, 6, 4), size=SHAPE, mode="trilinear")
-    visible = random_visible(1, GRID, 0.75, torch.Generator().manual_seed(0))
-    losses = []
-    for _ in range(15):
+    optimizer = torch.optim.AdamW(network.parameters(), lr=5e-3)
+    for _ in range(45):
         optimizer.zero_grad()
         loss = network(x, visible).loss
         loss.backward()
         optimizer.step()
-        losses.append(loss.item())
-    assert losses[-1] < 0.7 * losses[0]
+    assert loss < 0.75, "1 is what the mean of every standardised patch reaches"
 
 
 def test_patch_norm_standardises_every_patch():

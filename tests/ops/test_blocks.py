@@ -1,4 +1,4 @@
-"""Blocks against dense tensors: convolution on blocks equals dense convolution times mask, in value and every gradient."""
+"""Convolution on blocks equals dense convolution times mask, in value and every gradient."""
 
 import pytest
 import torch

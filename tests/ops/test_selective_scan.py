@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from mambamim_nets.ops import selective_scan
-from mambamim_nets.ops.selective_scan import CHUNK, LANES, SERIAL_WORK, naive, native
+from mambamim_nets.ops.selective_scan import naive, native
+from mambamim_nets.ops.selective_scan_native import CHUNK, LANES, SERIAL_WORK
 
 LENGTHS = [1, 7, CHUNK - 1, CHUNK, CHUNK + 1, 63, 64, 65, 129]
 NAMES = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
@@ -208,7 +209,7 @@ def test_non_contiguous_inputs() -> None:
 
 def test_every_thread_count_gives_the_same_numbers() -> None:
     inputs = draw(batch=3, channels=70, length=100, states=8, groups=2, dtype=torch.float32)
-    assert 3 * 70 * 100 * 8 > SERIAL_WORK
+    assert SERIAL_WORK < 3 * 70 * 100 * 8
     before = torch.get_num_threads()
     results = []
     try:
@@ -262,7 +263,7 @@ def test_forked_child_after_use_in_the_parent() -> None:
     """The threads of the parent's pool do not exist in the child; waiting for them would hang."""
     # So small that torch's own thread pool, which does not survive a fork, stays out; enough states for two of ours.
     inputs = {name: tensor.detach() for name, tensor in draw(1, 64, 128, 17, dtype=torch.float32).items()}
-    assert 64 * 128 * 17 > SERIAL_WORK
+    assert SERIAL_WORK < 64 * 128 * 17
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
@@ -331,7 +332,7 @@ def test_cuda_equals_cpu_with_all_gradients() -> None:
         ({"u": torch.zeros(2, 6, 9, dtype=torch.int64)}, r"u is torch.int64"),
         ({"A": torch.zeros(6, 3, device="meta")}, r"A is on meta.*u on cpu"),
     ],
-    ids="u-ndim empty delta A complex B-ndim groups C D z delta_bias u-dtype device".split(),
+    ids=["u", "empty", "delta", "A", "complex", "B", "groups", "C", "D", "z", "delta_bias", "u-dtype", "device"],
 )
 def test_errors_name_the_rule(change: dict[str, Tensor], message: str) -> None:
     with pytest.raises(ValueError, match=message):

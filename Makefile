@@ -1,0 +1,75 @@
+# Every target sets up the virtual environment first if it is missing, incomplete or older than the requirements.
+PYTHON ?= python3
+VENV ?= .venv
+PYTEST_ARGS ?= tests
+.DEFAULT_GOAL := help
+.PHONY: install demo test lint bench sync-bundles package help
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+TORCH := $(shell sed -n '/^torch==/p' constraints.txt)
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
+	@echo
+	@echo 'PYTHON=python3.11   the interpreter of the virtual environment (3.11 or newer)'
+	@echo 'VENV=.venv          its folder'
+	@echo 'PYTEST_ARGS=...     arguments of make test, e.g. PYTEST_ARGS="tests/ops -x"'
+	@echo 'Without a GPU, PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu makes the first download much smaller.'
+
+install: $(STAMP)  ## set up the virtual environment
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { \
+		$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+			|| { echo '$(PYTHON) must be Python 3.11 or newer; name another one: make PYTHON=...' >&2; exit 1; }; \
+		$(PYTHON) -m venv --clear $(VENV); }
+	$(BIN)/python -m pip install -c constraints.txt '$(TORCH)'
+	$(BIN)/python -m pip install -c constraints.txt -e '.[dev]'
+	@touch $@
+
+test: $(STAMP)  ## run the tests
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(STAMP)  ## check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(STAMP)  ## measure the operators
+	$(BIN)/python -m pytest tests/benchmarks --benchmark-only
+
+sync-bundles: $(STAMP)  ## copy what the bundles share from the source bundle to the others
+	$(BIN)/python .ci/sync_bundles.py
+
+package: $(STAMP)  ## write dist/<bundle>_v<version>.zip and dist/SHA256SUMS
+	$(BIN)/python .ci/package_bundles.py
+
+# The demo writes below DEMO only, and starts afresh each time. It is the chain that a person's own data goes through:
+# put the folder that holds their dataset.json in the place of DATA.
+DEMO := build/demo
+DATA := $(DEMO)/data
+RUN := $(BIN)/python -m monai.bundle run --config_file
+SEG := bundles/msd_seg/configs
+step = @printf '\n== %s\n' $(1)
+
+demo: $(STAMP)  ## pre-train, fine-tune, evaluate and segment on synthetic data, in a few minutes
+	@rm -rf $(DEMO)
+	$(call step,'1/6 Make synthetic MR-like data: 20 labelled scans and 2 new ones')
+	$(BIN)/python -c 'from mambamim_nets import phantom; phantom.write("$(DATA)", "hippocampus", cases=20)'
+	$(call step,'2/6 Pre-train the encoder on all scans without their labels')
+	$(RUN) bundles/pretrain/configs/train.json --dataset_dir $(DATA) --intensity mr --spacing '[1.0,1.0,1.0]' \
+		--roi_size '[32,48,32]' --augmentation "{'flip_axes':[]}" --batch_size 4 --learning_rate 0.001 \
+		--max_epochs 15 --output_dir $(DEMO)/pretrain
+	$(call step,'3/6 Fine-tune a segmentation network that starts from this encoder')
+	$(RUN) $(SEG)/train.json --dataset_dir $(DATA) --pretrained $(DEMO)/pretrain/encoder.pt --max_epochs 20 \
+		--output_dir $(DEMO)/finetune
+	$(call step,'4/6 Evaluate it on the held-out fold')
+	$(RUN) "['$(SEG)/train.json','$(SEG)/evaluate.json']" --dataset_dir $(DATA) --output_dir $(DEMO)/finetune
+	$(call step,'5/6 Segment the new scans')
+	$(RUN) $(SEG)/inference.json --input $(DATA)/imagesTs --checkpoint $(DEMO)/finetune/model_best.pt \
+		--output_dir $(DEMO)/predictions
+	$(call step,'6/6 Results: synthetic data; they say nothing about patients')
+	@cat $(DEMO)/finetune/eval/summary.md
+	@printf '\nPictures (reconstruction of hidden blocks, segmentation overlays):\n'
+	@find $(DEMO) -name reconstruction.png -o -name '*_overlay.png' | sort

@@ -1,0 +1,88 @@
+"""Small data and two ways to run a bundle: in this process, and through the command line."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from monai.bundle import ConfigWorkflow
+
+from mambamim_nets import HyMambaSeg, phantom
+
+BUNDLES = Path(__file__).parents[2] / "bundles"
+SMALL = {
+    "msd_seg": {"roi_size": [32, 32, 32], "batch_size": 4, "cache": "memory", "device": "$torch.device('cpu')"},
+    "pretrain": {
+        "intensity": "mr",
+        "spacing": [1.0, 1.0, 1.0],
+        "roi_size": [32, 32, 32],
+        "batch_size": 4,
+        "decoder_width": 32,
+        "device": "$torch.device('cpu')",
+    },
+}
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory) -> Path:
+    """Six labelled and two unlabelled hippocampus phantoms."""
+    return phantom.write(tmp_path_factory.mktemp("data") / "hippocampus", "hippocampus", cases=6)
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory) -> Callable[[str], Path]:
+    """Return a function that copies a bundle, without what runs left in it, alone into a new folder."""
+
+    def copy(name: str) -> Path:
+        target = tmp_path_factory.mktemp("alone") / name
+        left = shutil.ignore_patterns("runs", "phantom", "predictions", "models", "__pycache__")
+        return shutil.copytree(BUNDLES / name, target, ignore=left)
+
+    return copy
+
+
+@pytest.fixture(scope="session")
+def command() -> Callable[..., str]:
+    """Return a function that runs ``python -m monai.bundle run`` and gives its output, both streams."""
+
+    def run(configs: list[Path] | Path | str, *options: str, cwd: Path, fails: bool = False) -> str:
+        files = str([str(config) for config in configs]) if isinstance(configs, list) else str(configs)
+        line = [sys.executable, "-m", "monai.bundle", "run", "--config_file", files, *options]
+        done = subprocess.run(line, cwd=cwd, env=environment(), capture_output=True, text=True, timeout=600)
+        output = done.stdout + done.stderr
+        assert (done.returncode != 0) == fails, output[-6000:]
+        return output
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def workflow() -> Callable[..., ConfigWorkflow]:
+    """Return a function that makes an initialised ConfigWorkflow of a bundle in the repository, small, on the CPU."""
+
+    def make(name: str, configs: Sequence[str] = ("train",), **options: Any) -> ConfigWorkflow:
+        files = [str(BUNDLES / name / "configs" / f"{config}.json") for config in configs]
+        options = {"bundle_root": str(BUNDLES / name), **SMALL[name], **options}
+        made = ConfigWorkflow(config_file=files, logging_file=False, workflow_type="train", **options)
+        made.initialize()
+        return made
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def network_file(tmp_path_factory) -> Path:
+    """Fixed random weights of the tiny network for the hippocampus task."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "network.pt"
+    torch.save(HyMambaSeg(1, 3, size="tiny").state_dict(), path)
+    return path

@@ -1,0 +1,131 @@
+"""Two processes on the CPU: the same numbers as one, and every run ends."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from monai.bundle import ConfigParser
+
+from mambamim_nets import bundle as mb
+
+BUNDLES = Path(__file__).parents[2] / "bundles"
+LAUNCH = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nnodes=1", "--nproc_per_node=2")
+SEVERAL_RUNS = """
+import json, sys
+import monai.bundle
+for options in json.loads(sys.argv[1]):
+    monai.bundle.run(**options)
+"""
+
+
+def files(name, *configs):
+    return [str(BUNDLES / name / "configs" / f"{config}.json") for config in configs]
+
+
+def launch(*arguments, cwd):
+    from os import environ
+
+    env = {**environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run([*LAUNCH, *arguments], cwd=cwd, env=env, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
+    return done.stdout + done.stderr
+
+
+def metrics(folder):
+    with (folder / "metrics.csv").open() as file:
+        return {
+            (row["case"], row["name"]): [float(row[key]) for key in ("dice", "hd95_mm", "surface_dice")]
+            for row in csv.DictReader(file)
+        }
+
+
+def test_two_processes_evaluate_as_one_does(workflow, data, network_file, tmp_path):
+    options = {
+        **{"dataset_dir": str(data), "checkpoint": str(network_file), "fold": 1, "part": "train", "pictures": 3},
+        "output_dir": str(tmp_path / "run"),
+    }
+    alone = workflow("msd_seg", ["train", "evaluate"], eval_dir=str(tmp_path / "one"), **options)
+    alone.run()
+    alone.finalize()
+    line = [f"--{key}={value}" for key, value in options.items()]
+    configs = str(files("msd_seg", "train", "evaluate", "multi_gpu_evaluate"))
+    line += ["--roi_size=[32,32,32]", f"--eval_dir={tmp_path / 'two'}"]
+    output = launch("-m", "monai.bundle", "run", "--config_file", configs, *line, cwd=tmp_path)
+    assert output.count("segmentation evaluation") == 1, "every process announces the run"
+    one, two = metrics(tmp_path / "one"), metrics(tmp_path / "two")
+    assert len(one) == 10, "five cases, an odd number, of two classes"
+    assert one.keys() == two.keys()
+    for row, values in one.items():
+        assert two[row] == pytest.approx(values, abs=1e-6, nan_ok=True), row
+    assert len(list((tmp_path / "two").glob("*_overlay.png"))) == 4  # two of each process
+
+
+def test_training_and_pretraining_run_and_resume_on_two_processes(data, tmp_path):
+    small = {"roi_size": [32, 32, 32], "batch_size": 2}
+    segment = {**small, "dataset_dir": str(data), "val_interval": 1, "output_dir": str(tmp_path / "segment")}
+    weighted = [str(data / "imagesTr"), {"path": str(data / "imagesTs"), "weight": 3.0}]
+    pretrain = {
+        **small,
+        **{"sources": weighted, "intensity": "mr", "spacing": [1.0, 1.0, 1.0], "decoder_width": 32},
+        **{"picture_interval": 1, "output_dir": str(tmp_path / "pretrain")},
+    }
+    runs = [
+        {"config_file": files(name, "train", "multi_gpu_train"), **options, "max_epochs": epochs}
+        for name, options in (("msd_seg", segment), ("pretrain", pretrain))
+        for epochs in (1, 2)
+    ]
+    script = tmp_path / "several_runs.py"
+    script.write_text(SEVERAL_RUNS)
+    output = launch(str(script), json.dumps(runs), cwd=tmp_path)
+    assert output.count("after epoch 1: continuing up to epoch 2") == 2, "of each resumed run, rank 0 alone logs"
+    for name, weights in (("segment", "model_best.pt"), ("pretrain", "encoder.pt")):
+        state = torch.load(tmp_path / name / "checkpoint_last.pt", weights_only=True)
+        assert state["epoch"] == 2 and not any(key.startswith("module.") for key in state["model"])
+        assert (tmp_path / name / weights).is_file()
+        assert len(list((tmp_path / name / "tensorboard").glob("events*"))) == 2, "one file of each start, from rank 0"
+    assert state["trainer"]["epoch_length"] == 2, "8 scans, 4 of each process, in batches of 2"
+    assert (tmp_path / "pretrain" / "reconstruction.png").is_file()
+
+
+@pytest.mark.parametrize("name", ["msd_seg", "pretrain"])
+def test_the_handlers_that_only_rank_0_runs_are_those_that_write(name):
+    base, override = (json.loads(Path(file).read_text()) for file in files(name, "train", "multi_gpu_train"))
+    parser = ConfigParser(base)
+    disabled = {key.removesuffix("#_disabled_") for key in override if key.endswith("_disabled_")}
+    for key in disabled:
+        assert "_target_" in parser[key], key
+    writing = {
+        f"{part}#handlers#{i}"
+        for part in ("train", "validate")
+        if part in base
+        for i, handler in enumerate(base[part]["handlers"])
+        if handler["_target_"] in ("StatsHandler", "TensorBoardStatsHandler")
+    }
+    assert disabled == {"writer"} | writing
+    for key in override:
+        assert key.endswith("_disabled_") or key in parser, f"{key} overrides nothing"
+
+
+def test_samplers_of_processes(monkeypatch):
+    items = [{"source": "a", "weight": 1.0}] * 6 + [{"source": "b", "weight": 3.0}] * 2
+    monkeypatch.setattr(torch.distributed, "is_available", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda *_: 3)
+    drawn, order = [], []
+    for rank in range(3):
+        monkeypatch.setattr(torch.distributed, "get_rank", lambda *_, rank=rank: rank)
+        sampler = mb.training_sampler(items, 0, items)
+        torch.manual_seed(rank)
+        drawn.append([index for _ in range(200) for index in sampler])
+        order.append(list(mb.validation_sampler(items)))
+        assert len(sampler) == len(mb.training_sampler(items)) == 3
+    assert sorted(i for part in order for i in part) == list(range(8)), "every case once"
+    assert drawn[0] != drawn[1] != drawn[2]
+    for indices in drawn:
+        share = sum(index >= 6 for index in indices) / len(indices)
+        assert share == pytest.approx(0.75, abs=0.06), "source b has weight 3 of 4"
+    with pytest.raises(ValueError, match=r"2 validation cases are too few for 3 processes; use --nproc_per_node=2"):
+        mb.validation_sampler(items[:2])

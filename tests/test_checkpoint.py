@@ -1,0 +1,183 @@
+"""Loading weights: strict, size and channels named, nothing adapted or executed behind one's back."""
+
+import os
+import pickle
+
+import pytest
+import torch
+
+from mambamim_nets import HyMamba, HyMambaSeg, MambaMIM
+from mambamim_nets.checkpoint import encoder_state, load_encoder, load_weights, read_state
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    torch.manual_seed(0)
+    return HyMamba(in_channels=1, size="tiny")
+
+
+@pytest.fixture(scope="module")
+def base_encoder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("base") / "base.pt"
+    torch.save(HyMamba(in_channels=1, size="base").state_dict(), path)
+    return path
+
+
+def stored(path, content):
+    torch.save(content, path)
+    return path
+
+
+def assert_same(network, state):
+    own = network.state_dict()
+    assert own.keys() == state.keys()
+    for key, value in state.items():
+        assert torch.equal(own[key], value), key
+
+
+def test_all_weights_of_a_network_come_back(tmp_path):
+    torch.manual_seed(1)
+    network = HyMambaSeg(1, 3, size="tiny")
+    path = stored(tmp_path / "network.pt", network.state_dict())
+    other = HyMambaSeg(1, 3, size="tiny")
+    report = load_weights(other, path)
+    assert_same(other, network.state_dict())
+    assert report == (str(path), len(network.state_dict()), "")
+    assert str(report) == f"{len(network.state_dict())} tensors from {path}"
+
+
+@pytest.mark.parametrize("wrap", ["plain", "network", "checkpoint", "module", "checkpoint of module"])
+def test_an_encoder_is_found_in_every_kind_of_file(encoder, tmp_path, wrap):
+    state = encoder.state_dict()
+    if wrap != "plain":
+        torch.manual_seed(2)
+        whole = MambaMIM(encoder, decoder_width=32).state_dict()
+        state = {f"module.{key}": value for key, value in whole.items()} if "module" in wrap else whole
+    if "checkpoint" in wrap:
+        state = {"model": state, "epoch": 3}
+    network = HyMambaSeg(1, 3, size="tiny")
+    before = {key: value.clone() for key, value in network.state_dict().items() if not key.startswith("encoder.")}
+    report = load_encoder(network, stored(tmp_path / "file.pt", state))
+    assert_same(network.encoder, encoder.state_dict())
+    assert report.tensors == len(encoder.state_dict()) and report.adapted == ""
+    for key, value in before.items():
+        assert torch.equal(network.state_dict()[key], value), key
+
+
+def test_an_encoder_alone_can_be_the_target(encoder, tmp_path):
+    network = HyMamba(in_channels=1, size="tiny")
+    load_encoder(network, stored(tmp_path / "file.pt", encoder.state_dict()))
+    assert_same(network, encoder.state_dict())
+
+
+def test_a_network_without_encoder_is_refused(tmp_path, encoder):
+    with pytest.raises(ValueError, match="Linear has no encoder"):
+        load_encoder(torch.nn.Linear(1, 1), stored(tmp_path / "file.pt", encoder.state_dict()))
+
+
+def changed(state, how):
+    state = dict(state)
+    if how == "missing":
+        del state["stem.bias"]
+    elif how == "unexpected":
+        state["stem.gamma"] = torch.zeros(1)
+    elif how == "shape":
+        state["stem.bias"] = torch.zeros(3)
+    else:
+        state = {f"backbone.{key}": value for key, value in state.items()}
+    return state
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("missing", "missing stem.bias"),
+        ("unexpected", "unexpected stem.gamma"),
+        ("shape", r"stem.bias is \(3,\) in the file and \(16,\) in the network"),
+        ("prefix", "missing stem.weight.* and [0-9]+ more"),
+    ],
+)
+def test_one_wrong_tensor_is_refused_by_name_and_nothing_is_loaded(encoder, tmp_path, how, message):
+    network = HyMamba(in_channels=1, size="tiny")
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    with pytest.raises(ValueError, match=message) as caught:
+        load_encoder(network, stored(tmp_path / "file.pt", changed(encoder.state_dict(), how)))
+    assert "file.pt" in str(caught.value)
+    assert_same(network, before)
+
+
+def test_another_size_is_refused_with_the_option_that_fits(base_encoder):
+    with pytest.raises(ValueError, match=r"holds size 'base', the network is size 'tiny': use --size base"):
+        load_encoder(HyMambaSeg(1, 3, size="tiny"), base_encoder)
+
+
+def test_another_number_of_classes_is_refused_with_the_remedy(tmp_path):
+    path = stored(tmp_path / "network.pt", HyMambaSeg(1, 3, size="tiny").state_dict())
+    with pytest.raises(ValueError, match=r"number of classes differs.*out.weight is \(3, 16, 1, 1, 1\)"):
+        load_weights(HyMambaSeg(1, 5, size="tiny"), path)
+
+
+@pytest.mark.parametrize(("held", "wanted"), [(1, 4), (4, 1), (2, 3)])
+def test_input_channels_are_adapted_on_request_only_and_reported(tmp_path, held, wanted):
+    torch.manual_seed(3)
+    source = HyMamba(in_channels=held, size="tiny")
+    path = stored(tmp_path / "file.pt", source.state_dict())
+    network = HyMamba(in_channels=wanted, size="tiny")
+    with pytest.raises(ValueError, match=r"image channels differs; .*adapt_input=True"):
+        load_encoder(network, path)
+    report = load_encoder(network, path, adapt_input=True)
+    assert report.adapted == f"first convolution adapted from {held} to {wanted} input channels"
+    assert report.adapted in str(report)
+    image = torch.rand(1, 1, 16, 16, 16)
+    with torch.no_grad():
+        expected = source.stem(image.expand(-1, held, -1, -1, -1))
+        found = network.stem(image.expand(-1, wanted, -1, -1, -1))
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    rest = {key: value for key, value in source.state_dict().items() if key != "stem.weight"}
+    for key, value in rest.items():
+        assert torch.equal(network.state_dict()[key], value), key
+
+
+def test_adapting_changes_nothing_where_channels_agree(encoder, tmp_path):
+    network = HyMamba(in_channels=1, size="tiny")
+    report = load_encoder(network, stored(tmp_path / "file.pt", encoder.state_dict()), adapt_input=True)
+    assert report.adapted == ""
+    assert_same(network, encoder.state_dict())
+
+
+class Harmful:
+    def __init__(self, target):
+        self.target = target
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.target),)
+
+
+def test_code_in_a_file_does_not_run(tmp_path):
+    target = tmp_path / "made by code"
+    path = stored(tmp_path / "file.pt", {"model": Harmful(target)})
+    (tmp_path / "raw.pt").write_bytes(pickle.dumps(Harmful(target)))
+    for name in (path, tmp_path / "raw.pt"):
+        with pytest.raises(ValueError, match="cannot be read as a state dict of tensors"):
+            read_state(name)
+    assert not target.exists()
+
+
+@pytest.mark.parametrize("content", [[1, 2], {}, {"epoch": 3}, {"model": {}}, torch.zeros(2)], ids=str)
+def test_a_file_without_tensors_by_name_is_refused(tmp_path, content):
+    with pytest.raises(ValueError, match="hold no state dict of tensors"):
+        read_state(stored(tmp_path / "file.pt", content))
+
+
+def test_a_missing_or_broken_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.pt do not exist; give the path of a \.pt file"):
+        read_state(tmp_path / "nowhere.pt")
+    (tmp_path / "broken.pt").write_bytes(b"not a checkpoint")
+    with pytest.raises(ValueError, match=r"broken\.pt cannot be read"):
+        read_state(tmp_path / "broken.pt")
+
+
+def test_encoder_state_takes_the_encoders_part_or_all():
+    a, b = torch.zeros(1), torch.ones(1)
+    assert encoder_state({"encoder.stem": a, "out": b}) == {"stem": a}
+    assert encoder_state({"stem": a}) == {"stem": a}

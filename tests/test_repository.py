@@ -1,0 +1,253 @@
+"""The repository as a whole: who imports whom, sizes, shared files of the bundles, what may be in git."""
+
+import ast
+import json
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator, Set
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+PACKAGE = REPOSITORY / "mambamim_nets"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+BUNDLES = sorted(path.parent for path in (REPOSITORY / "bundles").glob("*/configs"))
+LONGEST = 400
+IMAGES = (".nii", ".nii.gz", ".dcm", ".nrrd", ".mha", ".mhd", ".mgz", ".h5")
+
+TENSORS = frozenset(("torch", "einops", "numpy"))
+KERNELS = {"numba", "triton", "mamba_ssm", "causal_conv1d"}
+
+
+class Rule(NamedTuple):
+    """What the modules of one room may import: rooms of the package, other packages, and some only inside functions."""
+
+    rooms: Set[str]
+    packages: Set[str] = TENSORS
+    lazy: Set[str] = frozenset()
+
+
+NETWORK_ROOMS = {"ops", "masking", "losses", "layers", "nets", "checkpoint"}
+RULES = {
+    "ops": Rule({"ops"}, lazy=KERNELS),
+    "masking": Rule({"ops", "masking"}),
+    "losses": Rule({"ops", "masking", "losses"}),
+    "layers": Rule({"ops", "masking", "layers"}),
+    "nets": Rule({"ops", "masking", "losses", "layers", "nets"}, TENSORS | {"monai.networks"}),
+    "checkpoint": Rule(NETWORK_ROOMS),
+    "phantom": Rule({"phantom"}, {"numpy", "scipy", "nibabel"}),
+    "bundle": Rule(
+        NETWORK_ROOMS | {"phantom", "bundle", ""},
+        TENSORS | {"monai", "ignite", "nibabel", "scipy", "tqdm"},
+        lazy={"matplotlib"},
+    ),
+    "": Rule(NETWORK_ROOMS),  # mambamim_nets/__init__.py
+}
+
+
+class Import(NamedTuple):
+    """One imported module, the line, and whether the statement runs on first use only."""
+
+    module: str
+    line: int
+    lazy: bool
+
+
+def imports(node: ast.AST, lazy: bool = False) -> Iterator[Import]:
+    """Yield the imports below a node; those in functions and under TYPE_CHECKING are lazy."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.Import):
+            yield from (Import(alias.name, child.lineno, lazy) for alias in child.names)
+        elif isinstance(child, ast.ImportFrom):
+            module = "." * child.level + (child.module or "")
+            names = [module]
+            if module == "mambamim_nets":  # from mambamim_nets import masking: the module, not the package
+                names = [f"{module}.{alias.name}" if alias.name in RULES else module for alias in child.names]
+            yield from (Import(name, child.lineno, lazy) for name in names)
+        else:
+            guarded = isinstance(child, ast.If) and ast.unparse(child.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING")
+            yield from imports(child, lazy or guarded or isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef))
+
+
+def room(module: str) -> str:
+    """Return the first name below mambamim_nets; "" for the package itself."""
+    return [*module.split("."), ""][1]
+
+
+def allowed(found: Import, rule: Rule) -> bool:
+    module = found.module
+    if module.split(".")[0] == "mambamim_nets":
+        return room(module) in rule.rooms
+    packages = rule.packages | (rule.lazy if found.lazy else set())
+    standard = module.split(".")[0] in sys.stdlib_module_names
+    return standard or any(module == name or module.startswith(f"{name}.") for name in packages)
+
+
+def module_id(path: Path) -> str:
+    return str(path.relative_to(PACKAGE))
+
+
+@pytest.mark.parametrize("path", MODULES, ids=module_id)
+def test_modules_import_only_what_their_room_may(path):
+    inside = path.relative_to(PACKAGE).with_suffix("").parts
+    name = "" if inside == ("__init__",) else inside[0]
+    assert name in RULES, f"{path.name} is in no known room; add a rule"
+    found = imports(ast.parse(path.read_text(encoding="utf-8")))
+    wrong = [f"line {item.line}: {item.module}" for item in found if not allowed(item, RULES[name])]
+    assert not wrong, f"{module_id(path)} may not import these here: {wrong}"
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "fits"),
+    [
+        ("import numba", "ops", False),
+        ("def f():\n    import numba", "ops", True),
+        ("from mambamim_nets.nets import HyMamba", "layers", False),
+        ("from mambamim_nets import nets", "losses", False),
+        ("from mambamim_nets import HyMamba", "nets", False),
+        ("from .ops import toki", "layers", False),
+        ("def f():\n    from monai.transforms import Compose", "nets", False),
+        ("from monai.networks.blocks import UnetrUpBlock", "nets", True),
+        ("from monai.networks.blocks import UnetrUpBlock", "layers", False),
+        ("import bundles.pretrain", "bundle", False),
+        ("import mambamim_nets.masking", "phantom", False),
+    ],
+)
+def test_the_rules_catch_what_they_should(text, name, fits):
+    assert all(allowed(item, RULES[name]) for item in imports(ast.parse(text))) is fits
+
+
+def test_importing_the_package_is_light():
+    """MONAI's own import brings plotting and its bundle module; ours adds nothing to it."""
+    code = (
+        "import sys, monai.networks.blocks; before = set(sys.modules); import mambamim_nets; "
+        "print(*(set(sys.modules) - before)); print('numba' in sys.modules)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    added, numba = run.stdout.splitlines()
+    heavy = (
+        "numba",
+        "triton",
+        "mamba_ssm",
+        "matplotlib",
+        "monai.bundle",
+        "mambamim_nets.bundle",
+        "mambamim_nets.phantom",
+    )
+    assert [name for name in added.split() if name.startswith(heavy)] == []
+    assert numba == "False"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=module_id)
+def test_no_module_is_over_long(path):
+    lines = len(path.read_text(encoding="utf-8").splitlines())
+    assert lines <= LONGEST, f"{module_id(path)} has {lines} lines; a module past {LONGEST} lines is two modules"
+
+
+@pytest.mark.parametrize("bundle", BUNDLES, ids=lambda bundle: bundle.name)
+def test_bundles_are_complete(bundle):
+    wanted = ["configs/metadata.json", "configs/train.json", "configs/logging.conf"]
+    wanted += ["docs/README.md", "docs/data_license.txt", "LICENSE"]
+    if bundle.name.endswith("_seg"):
+        wanted += ["configs/evaluate.json", "configs/inference.json"]
+    assert [name for name in wanted if not (bundle / name).is_file()] == []
+
+
+def script(name: str, *arguments: str | Path) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(REPOSITORY / ".ci" / name), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_bundles_are_in_step():
+    run = script("sync_bundles.py", "--check")
+    assert run.returncode == 0, f"run make sync-bundles:\n{run.stdout}{run.stderr}"
+
+
+def test_sync_keeps_task_blocks_and_repairs_bodies(tmp_path):
+    for source in BUNDLES:
+        shutil.copytree(source / "configs", tmp_path / "bundles" / source.name / "configs")
+    shutil.copy(REPOSITORY / "LICENSE", tmp_path)
+    shutil.copytree(tmp_path / "bundles" / "msd_seg", tmp_path / "bundles" / "new_seg")
+    script("sync_bundles.py", "--root", tmp_path)
+    assert script("sync_bundles.py", "--root", tmp_path, "--check").returncode == 0
+
+    train = tmp_path / "bundles" / "new_seg" / "configs" / "train.json"
+    before = train.read_text()
+    head, body = before.split('    "body"', 1)
+    train.write_text(
+        head.replace('"task": "', '"task": "Other_') + '    "body"' + body.replace('"seed": 0', '"seed": 7')
+    )
+    (tmp_path / "bundles" / "pretrain" / "LICENSE").write_text("all rights reserved")
+    check = script("sync_bundles.py", "--root", tmp_path, "--check")
+    assert check.returncode == 1
+    assert sorted(Path(line.split()[-1]).parts[1:] for line in check.stdout.splitlines()) == [
+        ("new_seg", "configs", "train.json"),
+        ("pretrain", "LICENSE"),
+    ]
+    assert '"seed": 7' in train.read_text()  # --check changes nothing
+    assert script("sync_bundles.py", "--root", tmp_path).returncode == 0
+    assert train.read_text() == before.replace('"task": "', '"task": "Other_', 1)
+    assert json.loads(train.read_text())["task"].startswith("Other_")
+
+
+def make_bundle(folder: Path, version: str = "0.2.0") -> None:
+    metadata = {"version": version, "changelog": {"0.2.0": "second", "0.1.0": "first"}}
+    files = {
+        "configs/metadata.json": json.dumps(metadata),
+        "models/model.pt": "weights",
+        "docs/README.md": "text",
+        "LICENSE": "licence",
+        "runs/model_best.pt": "a user's own",
+        "phantom/spleen/dataset.json": "{}",
+        "docs/.DS_Store": "",
+    }
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+
+
+def test_packages_are_reproducible_and_hold_the_bundle_only(tmp_path):
+    outputs = []
+    for name in ("one", "two"):
+        make_bundle(tmp_path / name / "some_seg")
+        (tmp_path / name / "some_seg" / "LICENSE").chmod(0o600 if name == "one" else 0o755)
+        output = tmp_path / f"dist_{name}"
+        run = script("package_bundles.py", "--bundles", tmp_path / name, "--output", output)
+        assert run.returncode == 0, run.stderr
+        outputs.append({path.name: path.read_bytes() for path in output.iterdir()})
+    assert outputs[0] == outputs[1]
+    assert sorted(outputs[0]) == ["SHA256SUMS", "some_seg_v0.2.0.zip"]
+    archive = tmp_path / "dist_one" / "some_seg_v0.2.0.zip"
+    assert zipfile.ZipFile(archive).namelist() == [
+        f"some_seg/{name}" for name in ("LICENSE", "configs/metadata.json", "docs/README.md", "models/model.pt")
+    ]
+
+
+def test_packaging_refuses_a_version_without_changelog(tmp_path):
+    make_bundle(tmp_path / "bundles" / "some_seg", version="0.3.0")
+    run = script("package_bundles.py", "--bundles", tmp_path / "bundles", "--output", tmp_path / "dist")
+    assert run.returncode == 1
+    assert "version '0.3.0' must have an entry in changelog" in run.stderr
+    assert not (tmp_path / "dist").exists()
+
+
+@pytest.fixture(scope="module")
+def tracked() -> list[Path]:
+    """Files in git, and those that would be added."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    if not (REPOSITORY / ".git").exists() or shutil.which("git") is None:
+        pytest.skip("not a git checkout, so nothing says which files belong to the repository")
+    run = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    return [path for name in run.stdout.split("\0") if name and (path := REPOSITORY / name).is_file()]
+
+
+def test_no_image_is_in_git(tracked):
+    assert [str(path) for path in tracked if path.name.lower().endswith(IMAGES)] == []
+
+
+def test_no_file_in_git_is_above_20_mib(tracked):
+    assert [str(path) for path in tracked if path.stat().st_size > 20 * 2**20] == []
