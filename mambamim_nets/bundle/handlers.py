@@ -343,7 +343,7 @@ class CaseReport:
         def upright(array: Any) -> Any:
             return to_ras(MetaTensor(torch.as_tensor(array)[None], affine=image.affine))[0].numpy()
 
-        upright_image = to_ras(image)
+        upright_image: Any = to_ras(image)
         path = overlay(
             upright_image[0].numpy(),
             upright(prediction),

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,9 +16,10 @@ from mambamim_nets import bundle as mb
 BUNDLES = Path(__file__).parents[2] / "bundles"
 LAUNCH = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nnodes=1", "--nproc_per_node=2")
 SEVERAL_RUNS = """
-import json, sys
+import json, os, sys
 import monai.bundle
-for options in json.loads(sys.argv[1]):
+for number, options in enumerate(json.loads(sys.argv[1])):
+    os.environ["TORCHELASTIC_RESTART_COUNT"] = str(number)  # a fresh meeting place for each process group
     monai.bundle.run(**options)
 """
 
@@ -27,10 +29,8 @@ def files(name, *configs):
 
 
 def launch(*arguments, cwd):
-    from os import environ
-
-    env = {**environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run([*LAUNCH, *arguments], cwd=cwd, env=env, capture_output=True, text=True, timeout=400)
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run([*LAUNCH, *arguments], cwd=cwd, env=env, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
     return done.stdout + done.stderr
 
