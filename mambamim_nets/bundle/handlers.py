@@ -164,7 +164,8 @@ class Checkpoints:
         self.trainer, self.evaluator, self.network = trainer, evaluator, network
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.folder, self.identity, self.resume, self.encoder = Path(folder), identity, resume, encoder
-        self.saver = DiskSaver(str(folder), create_dir=True, require_empty=False)
+        self.folder.mkdir(parents=True, exist_ok=True)  # DiskSaver's own way fails if another process is faster
+        self.saver = DiskSaver(str(folder), create_dir=False, require_empty=False)
 
     def start(self) -> bool:
         """Restore what is to be resumed, and attach to the engines.

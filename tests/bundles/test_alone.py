@@ -6,6 +6,7 @@ import nibabel as nib
 import numpy as np
 import torch
 
+PHANTOM = "{'kind': 'hippocampus', 'cases': 6}"
 SEG = ("--roi_size", "[32,32,32]", "--device", "$torch.device('cpu')")
 TINY_PRETRAINING = (
     *("--intensity", "mr", "--spacing", "[1,1,1]", "--roi_size", "[32,32,32]", "--decoder_width", "32"),
@@ -27,14 +28,14 @@ def test_pretraining_then_segmentation_of_the_copied_bundles(bundle, command, tm
 
     # from inside the bundle's folder, as its README says
     options = ("--pretrained", str(run / "encoder.pt"), "--max_epochs", "1", "--val_interval", "1")
-    options = (*options, "--phantom#cases", "6", *SEG)
+    options = (*options, "--phantom", PHANTOM, *SEG)
     output = command("configs/train.json", *options, cwd=segment)
     assert "starting weights: encoder" in output and f"tensors from {run / 'encoder.pt'}" in output
     run = segment / "runs" / "Task04_Hippocampus_tiny_fold0"
     assert (run / "model_best.pt").is_file() and (run / "checkpoint_last.pt").is_file()
 
     configs = [segment / "configs/train.json", segment / "configs/evaluate.json"]
-    output = command(configs, "--phantom#cases", "6", *SEG, cwd=tmp_path)
+    output = command(configs, "--phantom", PHANTOM, *SEG, cwd=tmp_path)
     assert f"tensors from {run / 'model_best.pt'}" in output
     with (run / "eval" / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))

@@ -16,11 +16,14 @@ from mambamim_nets import bundle as mb
 BUNDLES = Path(__file__).parents[2] / "bundles"
 LAUNCH = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nnodes=1", "--nproc_per_node=2")
 SEVERAL_RUNS = """
-import json, os, sys
-import monai.bundle
-for number, options in enumerate(json.loads(sys.argv[1])):
-    os.environ["TORCHELASTIC_RESTART_COUNT"] = str(number)  # a fresh meeting place for each process group
+import faulthandler, json, sys
+import monai.bundle, torch
+faulthandler.dump_traceback_later(600, exit=True)  # a hang shows where
+end = torch.distributed.destroy_process_group
+torch.distributed.destroy_process_group = lambda *group: end(*group) if group else None
+for options in json.loads(sys.argv[1]):  # one process group serves all
     monai.bundle.run(**options)
+end()
 """
 
 
@@ -30,8 +33,8 @@ def files(name, *configs):
 
 def launch(*arguments, cwd):
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run([*LAUNCH, *arguments], cwd=cwd, env=env, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
+    done = subprocess.run([*LAUNCH, *arguments], cwd=cwd, env=env, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-12000:]
     return done.stdout + done.stderr
 
 
@@ -61,7 +64,7 @@ def test_two_processes_evaluate_as_one_does(workflow, data, network_file, tmp_pa
     assert one.keys() == two.keys()
     for row, values in one.items():
         assert two[row] == pytest.approx(values, abs=1e-6, nan_ok=True), row
-    assert len(list((tmp_path / "two").glob("*_overlay.png"))) == 4  # two of each process
+    assert len(list((tmp_path / "two").glob("*_overlay.png"))) == 3, "at most three, over both"
 
 
 def test_training_and_pretraining_run_and_resume_on_two_processes(data, tmp_path):
