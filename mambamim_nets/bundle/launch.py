@@ -77,7 +77,7 @@ def dataset_folder(dataset_dir: str, bundle_root: str, kind: str, cases: int) ->
 
     Args:
         dataset_dir: a folder, or "phantom".
-        bundle_root: where the phantom is written, under ``phantom/<kind>``.
+        bundle_root: where the phantom is written, under ``phantom/<kind>_<cases>``.
         kind: which phantom.
         cases: how many labelled phantom cases.
 
@@ -85,7 +85,7 @@ def dataset_folder(dataset_dir: str, bundle_root: str, kind: str, cases: int) ->
         FileNotFoundError: if the folder does not exist.
     """
     if dataset_dir == "phantom":
-        return str(phantom.write(Path(bundle_root, "phantom", kind), kind, cases=cases))
+        return str(phantom.write(Path(bundle_root, "phantom", f"{kind}_{cases}"), kind, cases=cases))
     folder = Path(dataset_dir).expanduser()
     if not folder.is_dir():
         raise FileNotFoundError(

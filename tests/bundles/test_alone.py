@@ -44,7 +44,7 @@ def test_pretraining_then_segmentation_of_the_copied_bundles(bundle, command, tm
     assert "| anterior |" in (run / "eval" / "summary.md").read_text()
     assert len(list((run / "eval").glob("*_overlay.png"))) == 2
 
-    scans = segment / "phantom" / "hippocampus" / "imagesTs"
+    scans = segment / "phantom" / "hippocampus_6" / "imagesTs"
     options = ("--input", str(scans), "--output_dir", "results", "--checkpoint", str(run / "model_best.pt"), *SEG)
     command(segment / "configs/inference.json", *options, cwd=tmp_path)
     inputs = sorted(scans.glob("*.nii.gz"))
