@@ -72,4 +72,4 @@ demo: $(STAMP)  ## pre-train, fine-tune, evaluate and segment on synthetic data,
 	$(call step,'6/6 Results: synthetic data; they say nothing about patients')
 	@cat $(DEMO)/finetune/eval/summary.md
 	@printf '\nPictures (reconstruction of hidden blocks, segmentation overlays):\n'
-	@find $(DEMO) -name reconstruction.png -o -name '*_overlay.png' | sort
+	@find $(DEMO) -name reconstruction.png -o -name '*_overlay.png' -o -name '*_preview.png' | sort

@@ -39,7 +39,8 @@ def files_of(bundle: Path) -> list[Path]:
         path = bundle / part
         found += [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
     inside = {file: file.relative_to(bundle).parts for file in found}
-    kept = [file for file in found if not any(p.startswith((".", "__pycache__")) for p in inside[file])]
+    hidden = (".", "__pycache__", "model_until_")  # the last: weights that a user's own replaced
+    kept = [file for file in found if not any(p.startswith(hidden) for p in inside[file])]
     return sorted(kept, key=lambda file: file.relative_to(bundle).as_posix())
 
 

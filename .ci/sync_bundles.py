@@ -15,7 +15,8 @@ from pathlib import Path
 
 SOURCES = ("btcv_seg", "msd_seg")
 BODIES = ("train.json", "inference.json")
-WHOLE = ("evaluate.json", "multi_gpu_train.json", "multi_gpu_evaluate.json")
+WHOLE = ("evaluate.json", "promote.json", "multi_gpu_train.json", "multi_gpu_evaluate.json")
+WHERE_PRESENT = ("starter.json",)
 _BODY = re.compile(r'^ *"body" *:', re.MULTILINE)
 
 
@@ -54,6 +55,10 @@ def shared_files(root: Path) -> Iterator[tuple[Path, str]]:
             text = (source / "configs" / name).read_text(encoding="utf-8")
             for bundle in segmentation:
                 yield bundle / "configs" / name, text
+    for name in WHERE_PRESENT:
+        for bundle in segmentation:
+            if (bundle / "configs" / name).is_file() and (source / "configs" / name).is_file():
+                yield bundle / "configs" / name, (source / "configs" / name).read_text(encoding="utf-8")
 
 
 def main() -> int:

@@ -6,10 +6,11 @@ synthetic data; neither is imported here.
 
 from mambamim_nets import masking, ops
 from mambamim_nets.checkpoint import LoadReport, load_encoder, load_weights
-from mambamim_nets.nets import HyMamba, HyMambaSeg, MambaMIM, MIMOutput
+from mambamim_nets.nets import HyMamba, HyMambaFeatures, HyMambaSeg, MambaMIM, MIMOutput
 
 __all__ = [
     "HyMamba",
+    "HyMambaFeatures",
     "HyMambaSeg",
     "LoadReport",
     "MIMOutput",

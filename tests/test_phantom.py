@@ -9,7 +9,7 @@ import pytest
 from monai.data import load_decathlon_datalist
 
 from mambamim_nets import phantom
-from mambamim_nets.phantom import dataset
+from mambamim_nets.phantom import dataset, render
 
 SMALL = {kind: (56, 48, 48) for kind in phantom.KINDS} | {"hippocampus": (36, 50, 34)}
 
@@ -17,6 +17,12 @@ SMALL = {kind: (56, 48, 48) for kind in phantom.KINDS} | {"hippocampus": (36, 50
 @pytest.fixture(scope="module")
 def bodies():
     return [phantom.make("abdomen", seed) for seed in (0, 1, 2)]
+
+
+@pytest.fixture(scope="module")
+def tall():
+    """AMOS-like subjects by seed; 4 and 9 are MR-like."""
+    return {seed: phantom.make("amos", seed) for seed in (0, 1, 2, 3, 4, 9)}
 
 
 def centre(subject, name, kind="abdomen"):
@@ -110,6 +116,83 @@ def test_hippocampus_crops_vary_and_anterior_is_in_front():
         assert all(0.9 < millilitres(s, value) < 2.8 for value in (1, 2))
 
 
+def test_amos_has_fifteen_organs_of_plausible_size_from_lung_to_hip(tall):
+    ranges = {
+        "spleen": (60, 400), "right kidney": (60, 250), "left kidney": (60, 250), "gallbladder": (5, 60),
+        "oesophagus": (5, 40), "liver": (600, 2200), "stomach": (100, 600), "aorta": (40, 160),
+        "inferior vena cava": (40, 160), "pancreas": (25, 120), "right adrenal gland": (0.8, 6),
+        "left adrenal gland": (0.8, 6), "duodenum": (20, 120), "urinary bladder": (25, 450),
+        "prostate or uterus": (12, 180),
+    }  # fmt: skip
+    assert list(ranges) == list(phantom.LABELS["amos"].values())
+    for body in tall.values():
+        assert 380 < body.label.shape[2] * body.affine[2, 2] < 430
+        for value, name in phantom.LABELS["amos"].items():
+            low, high = ranges[name]
+            assert low < millilitres(body, value) < high, name
+
+
+def test_amos_organs_lie_where_anatomy_has_them(tall):
+    right, front, up = 0, 1, 2
+    for body in tall.values():
+        at = {name: centre(body, name, "amos") for name in phantom.LABELS["amos"].values()}
+        assert abs(at["urinary bladder"][right]) < 20 and abs(at["prostate or uterus"][right]) < 20
+        assert at["urinary bladder"][front] > at["prostate or uterus"][front]
+        pelvic = ("urinary bladder", "prostate or uterus")
+        assert max(at[name][up] for name in pelvic) + 100 < min(at[n][up] for n in at if n not in pelvic)
+        assert at["left kidney"][right] < at["duodenum"][right] < at["liver"][right]
+        assert at["duodenum"][up] < at["pancreas"][up] < at["oesophagus"][up]
+        aorta = np.flatnonzero((body.label == 8).any((0, 1)))
+        fork, kidneys = aorta[0], np.flatnonzero(np.isin(body.label, (2, 3)).any((0, 1)))
+        assert fork < kidneys[0] and fork * body.affine[2, 2] > 140  # it ends above the pelvis
+
+
+def test_every_fifth_amos_subject_is_like_mr_and_the_others_are_in_hu(tall):
+    livers = []
+    for seed, (image, label, _) in tall.items():
+        mean = {name: image[label == value].mean() for value, name in phantom.LABELS["amos"].items()}
+        np.testing.assert_array_equal(image, image.astype(np.int16))
+        if seed % 5 == 4:
+            assert image.min() >= 0 and mean["aorta"] < mean["liver"] and mean["pancreas"] > mean["spleen"]
+            livers.append(mean["liver"])
+        else:
+            assert image.min() < -950 and 60 < mean["liver"] < 160 and mean["pancreas"] < mean["aorta"]
+    assert max(livers) > 1.5 * min(livers)  # arbitrary units
+
+
+def test_default_amos_data_set_holds_ct_and_mr_like_training_cases():
+    seeds = [int(np.random.SeedSequence([0, case]).generate_state(1)[0]) for case in range(10)]
+    assert 1 <= sum(render.is_mr("amos", seed) for seed in seeds) <= 4
+    assert not any(render.is_mr(kind, 4) for kind in phantom.KINDS if kind != "amos")
+
+
+def test_duodenum_is_bowel_where_it_is_not_labelled(bodies):
+    assert "duodenum" not in phantom.tissues("abdomen", 0, 5).names
+    assert 13 == max(phantom.LABELS["abdomen"]) == max(np.unique(body.label).max() for body in bodies)
+
+
+@pytest.mark.parametrize("kind", phantom.KINDS)
+def test_tissues_are_what_make_paints_its_intensities_on(kind):
+    spacing = 1.5 if kind == "hippocampus" else 5
+    for seed in (3, 4):
+        subject, (tissue, names, label, affine) = (
+            build(kind, seed, spacing=spacing) for build in (phantom.make, phantom.tissues)
+        )
+        np.testing.assert_array_equal(label, subject.label)
+        np.testing.assert_array_equal(affine, subject.affine)
+        assert tissue.dtype == np.uint8 and sorted(names.values()) == list(range(len(names)))
+        assert set(np.unique(tissue)) <= set(names.values())
+        assert all(
+            len(np.unique(label[tissue == value])) == 1 for value in np.unique(tissue)
+        )  # a label is whole tissues
+        image = np.moveaxis(subject.image, -1, 0) if subject.image.ndim == 4 else subject.image[None]
+        for channel in image:  # tissues explain the image
+            means = np.bincount(tissue.ravel(), channel.ravel()) / np.maximum(np.bincount(tissue.ravel()), 1)
+            assert np.corrcoef(means[tissue].ravel(), channel.ravel())[0, 1] > 0.85
+    with pytest.raises(ValueError, match="choose one of abdomen"):
+        phantom.tissues("knee", 0)
+
+
 def test_shape_and_spacing_sample_the_same_anatomy():
     coarse = phantom.make("spleen", 0, spacing=5)
     assert coarse.label.shape == (63, 54, 54)
@@ -144,7 +227,7 @@ def test_written_folder_is_a_decathlon_data_set(tmp_path, kind):
     training = load_decathlon_datalist(folder / "dataset.json", data_list_key="training")
     assert len(training) == 2 and len(load_decathlon_datalist(folder / "dataset.json", data_list_key="test")) == 2
     image, label = nib.load(training[0]["image"]), nib.load(training[0]["label"])
-    assert image.get_data_dtype() == (np.int16 if phantom.MODALITIES[kind] == ("CT",) else np.float32)
+    assert image.get_data_dtype() == (np.int16 if phantom.MODALITIES[kind][0].startswith("CT") else np.float32)
     assert label.get_data_dtype() == np.uint8 and image.header["qform_code"] == image.header["sform_code"] == 1
     assert image.shape[:3] == label.shape == SMALL[kind] and image.header.get_xyzt_units()[0] == "mm"
     np.testing.assert_allclose(image.affine, label.affine)

@@ -43,7 +43,7 @@ RULES = {
     "bundle": Rule(
         NETWORK_ROOMS | {"phantom", "bundle", ""},
         TENSORS | {"monai", "ignite", "nibabel", "scipy", "tqdm"},
-        lazy={"matplotlib"},
+        lazy={"matplotlib", "itk", "pydicom", "highdicom"},
     ),
     "": Rule(NETWORK_ROOMS),  # mambamim_nets/__init__.py
 }

@@ -23,7 +23,7 @@ import numpy as np
 from nibabel.spatialimages import SpatialImage
 from tqdm import tqdm
 
-__all__ = ["check_labelled", "check_unlabelled"]
+__all__ = ["Volume", "check_labelled", "check_unlabelled", "corners_apart", "image_problems", "inspect_image"]
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ MAX_LINES = 20
 CACHE_VERSION = 1
 
 
-class _Volume(NamedTuple):
+class Volume(NamedTuple):
     data: np.ndarray
     affine: np.ndarray
 
@@ -103,7 +103,7 @@ def check_unlabelled(
     """
 
     def inspect(item: Mapping[str, Any]) -> _Findings:
-        return _Findings(_inspect_image(item["image"], in_channels)[1], [])
+        return _Findings(inspect_image(item["image"], in_channels)[1], [])
 
     findings = _run(
         items, ("image",), inspect, f"image, in_channels {in_channels}", cache_file, workers, "check images"
@@ -157,7 +157,7 @@ def _run(
 
 
 def _inspect_pair(item: Mapping[str, Any], in_channels: int, known: set[int]) -> _Findings:
-    grid, problems = _inspect_image(item["image"], in_channels)
+    grid, problems = inspect_image(item["image"], in_channels)
     warnings: list[str] = []
     path = item["label"]
     volume, problem = _read(path)
@@ -171,7 +171,7 @@ def _inspect_pair(item: Mapping[str, Any], in_channels: int, known: set[int]) ->
             f"{path}: shape {data.shape}: must equal the image's {grid[0]}: resample the label to its image"
         )
     elif grid is not None:
-        apart = _apart(grid[1], affine, data.shape)
+        apart = corners_apart(grid[1], affine, data.shape)
         line = f"{path}: corners {apart:.3g} voxels from the image's: affines must agree"
         if not apart <= AFFINE_ERROR:  # NaN too
             problems.append(
@@ -201,7 +201,7 @@ def _inspect_pair(item: Mapping[str, Any], in_channels: int, known: set[int]) ->
     return _Findings(problems, warnings)
 
 
-def _inspect_image(
+def inspect_image(
     image: str | Sequence[str], in_channels: int
 ) -> tuple[tuple[tuple[int, ...], np.ndarray] | None, list[str]]:
     """Return the spatial shape and affine (None where unknown) and the problems of one image."""
@@ -219,7 +219,7 @@ def _inspect_image(
         if volume is None:
             problems.append(problem)
             continue
-        found = _image_problems(path, volume, in_channels, alone=len(paths) == 1)
+        found = image_problems(path, volume, in_channels, alone=len(paths) == 1)
         problems += found
         if found:
             continue
@@ -230,14 +230,14 @@ def _inspect_image(
             problems.append(
                 f"{path}: shape {shape}: must equal the first channel's {grid[0]}: resample the channels to one grid"
             )
-        elif (apart := _apart(grid[1], volume.affine, shape)) > AFFINE_ERROR:
+        elif (apart := corners_apart(grid[1], volume.affine, shape)) > AFFINE_ERROR:
             problems.append(
                 f"{path}: corners {apart:.3g} voxels from the first channel's: affines must agree: resample to one grid"
             )
     return grid, problems
 
 
-def _image_problems(path: str, volume: _Volume, in_channels: int, alone: bool) -> list[str]:
+def image_problems(path: str, volume: Volume, in_channels: int, alone: bool) -> list[str]:
     data, affine = volume
     shape = data.shape
     if in_channels > 1 and alone:
@@ -272,14 +272,14 @@ def _image_problems(path: str, volume: _Volume, in_channels: int, alone: bool) -
     return []
 
 
-def _read(path: str) -> tuple[_Volume | None, str]:
+def _read(path: str) -> tuple[Volume | None, str]:
     if not os.path.isfile(path):
         return None, f"{path}: missing: must be a file: complete the download or correct the list"
     try:
         image = nib.load(path)
         if not isinstance(image, SpatialImage):
             return None, f"{path}: {type(image).__name__}: must be a volume: convert it to NIfTI"
-        return _Volume(np.asanyarray(image.dataobj), np.asarray(image.affine, dtype=float)), ""
+        return Volume(np.asanyarray(image.dataobj), np.asarray(image.affine, dtype=float)), ""
     except Exception as error:  # whatever a reader raises on a broken file is the finding
         reason = " ".join(str(error).split()) or "no reason given"
         return (
@@ -288,7 +288,7 @@ def _read(path: str) -> tuple[_Volume | None, str]:
         )
 
 
-def _apart(first: np.ndarray, second: np.ndarray, shape: Sequence[int]) -> float:
+def corners_apart(first: np.ndarray, second: np.ndarray, shape: Sequence[int]) -> float:
     """Return the largest distance of a volume corner under two affines, in units of the smallest voxel edge."""
     corners = np.array([(*corner, 1.0) for corner in product(*((0, n - 1) for n in shape[:3]))])
     distance = np.linalg.norm((corners @ (first - second).T)[:, :3], axis=1).max()

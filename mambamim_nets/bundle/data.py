@@ -1,4 +1,4 @@
-"""From data lists to tensors: intensity rules, augmentation, caching, and the list of new scans."""
+"""From data lists to data sets: checked cases, folds, caching, samplers."""
 
 import logging
 import math
@@ -17,32 +17,20 @@ from monai.data import (
 from monai.transforms import (
     Compose,
     MapTransform,
-    RandAdjustContrastd,
-    RandAffined,
-    RandFlipd,
-    RandGaussianNoised,
-    RandGaussianSmoothd,
-    RandRotate90d,
-    RandScaleIntensityd,
-    RandShiftIntensityd,
-    ScaleIntensityRanged,
-    ScaleIntensityRangePercentilesd,
     Transform,
 )
 from torch.utils.data import Sampler, WeightedRandomSampler
 
 from mambamim_nets.bundle.check import check_labelled, check_unlabelled
-from mambamim_nets.bundle.datalist import labelled_cases, unlabelled_images
-from mambamim_nets.bundle.folds import folds, limit_cases, split
+from mambamim_nets.bundle.datalist import unlabelled_images
+from mambamim_nets.bundle.folds import folds, limit_cases, named_in, split, with_listed_parts
+from mambamim_nets.bundle.layouts import labelled_cases
 
 __all__ = [
-    "augmentations",
     "cached",
     "fold_cases",
-    "intensity",
     "labelled",
     "named",
-    "scans",
     "source_sampler",
     "training_sampler",
     "unlabelled",
@@ -55,70 +43,6 @@ logger = logging.getLogger("mambamim_nets")
 def named(labels: Sequence[str]) -> dict[int, str]:
     """Number class names from 1: label value -> name."""
     return dict(enumerate(labels, start=1))
-
-
-def intensity(keys: Sequence[str], kind: Literal["ct", "mr"], low: float, high: float) -> Transform:
-    """Return the transform that brings intensities to [0, 1].
-
-    Args:
-        keys: dictionary keys.
-        kind: "ct": ``low`` and ``high`` are HU, the same for every scan (the paper: -175, 250); "mr": they are
-            percentiles of the scan itself, per channel, since MR intensities have no unit.
-        low, high: see kind; values outside are clipped.
-    """
-    if kind == "ct":
-        return ScaleIntensityRanged(keys, a_min=low, a_max=high, b_min=0.0, b_max=1.0, clip=True)
-    if kind == "mr":
-        return ScaleIntensityRangePercentilesd(keys, low, high, b_min=0.0, b_max=1.0, clip=True, channel_wise=True)
-    raise ValueError(f"intensity kind {kind!r} must be 'ct' or 'mr'")
-
-
-def augmentations(
-    keys: Sequence[str],
-    flip_axes: Sequence[int] = (0, 1, 2),
-    rotate90: bool = False,
-    affine_prob: float = 0.0,
-    rotate: float = 0.0,
-    scale: float = 0.0,
-    intensity_prob: float = 0.1,
-    texture_prob: float = 0.0,
-) -> Compose:
-    """Return the random transforms of training; ``keys[0]`` is the image, a second key its label.
-
-    Args:
-        keys: dictionary keys, image first.
-        flip_axes: spatial axes that may be mirrored, each with probability 0.2; leave out axes along which the anatomy
-            has a side.
-        rotate90: quarter turns in the first two axes, probability 0.2; needs a crop that is square there.
-        affine_prob: probability of a rotation by up to ``rotate`` radians about every axis and scaling by
-            1 +- ``scale``.
-        rotate: see affine_prob.
-        scale: see affine_prob.
-        intensity_prob: probability each of scaling and shifting intensities by up to 0.1.
-        texture_prob: probability each of noise, smoothing and gamma.
-    """
-    image, modes = keys[0], ("bilinear", "nearest")[: len(keys)]
-    transforms: list[Transform] = [RandFlipd(keys, prob=0.2, spatial_axis=axis) for axis in flip_axes]
-    if rotate90:
-        transforms.append(RandRotate90d(keys, prob=0.2, max_k=3))
-    if affine_prob:
-        transforms.append(
-            RandAffined(
-                keys,
-                prob=affine_prob,
-                rotate_range=(rotate,) * 3,
-                scale_range=(scale,) * 3,
-                mode=modes,
-                padding_mode="border",
-            )
-        )
-    transforms.append(RandScaleIntensityd(image, factors=0.1, prob=intensity_prob))
-    transforms.append(RandShiftIntensityd(image, offsets=0.1, prob=intensity_prob))
-    if texture_prob:
-        transforms.append(RandAdjustContrastd(image, prob=texture_prob, gamma=(0.7, 1.5)))
-        transforms.append(RandGaussianNoised(image, prob=texture_prob, std=0.05))
-        transforms.append(RandGaussianSmoothd(image, (0.3, 0.8), (0.3, 0.8), (0.3, 0.8), prob=texture_prob))
-    return Compose(transforms)
 
 
 class _Guarded(MapTransform):
@@ -177,10 +101,17 @@ def cached(
     raise ValueError(f"cache {cache!r} must be 'memory', 'disk' or 'none'")
 
 
-def labelled(folder: str, in_channels: int, labels: dict[int, str], cache_file: str) -> list[dict[str, Any]]:
-    """List and check the labelled cases of a folder; see ``labelled_cases`` and ``check_labelled``."""
-    cases = labelled_cases(folder)
-    check_labelled(cases, in_channels, labels, cache_file=cache_file)
+def labelled(folder: str, channels: Sequence[str], labels: dict[int, str], cache_file: str) -> list[dict[str, Any]]:
+    """List and check the labelled cases of a folder; see ``labelled_cases`` and ``check_labelled``.
+
+    Args:
+        folder: the data set.
+        channels: names of the network's input channels, in its order.
+        labels: label value -> class name.
+        cache_file: where the check remembers what it found sound.
+    """
+    cases = labelled_cases(folder, channels)
+    check_labelled(cases, len(channels), labels, cache_file=cache_file)
     return cases
 
 
@@ -192,21 +123,33 @@ def fold_cases(
     fold_file: str | None = None,
     train_cases: int | None = None,
     seed: int = 0,
+    published: str | None = None,
 ) -> list[dict[str, Any]]:
     """Return the training or validation cases of a fold.
 
     Args:
         cases: all labelled cases.
         folder: data set folder; its ``split.json`` or ``splits_final.json`` is used if ``fold_file`` is not given.
-        fold: 0 .. 4, or "all": train on every case.
+        fold: 0 .. 4; or "official": as the Decathlon-style list ``fold_file`` says, or else ``dataset.json``; or
+            "all": train on every case.
         part: which part.
-        fold_file: JSON of folds; else made, by subject, where neither file exists.
+        fold_file: JSON of folds; else made, by subject, where no file applies.
         train_cases: how many training cases to keep (few-label experiments), drawn by ``seed``.
         seed: of that draw; the folds themselves never depend on it.
+        published: JSON of folds that comes with the bundle; used where neither ``fold_file`` nor a file of the data set
+            is there, if it names exactly the cases of the data set.
     """
-    found = next((str(p) for name in ("split.json", "splits_final.json") if (p := Path(folder, name)).is_file()), None)
-    source = fold_file or found
-    chosen = split(cases, fold, folds(cases, fold_file=source), part)
+    source = fold_file
+    if fold == "official":
+        listed = with_listed_parts(cases, source) if source else cases
+        chosen = split(listed, fold, (), part)
+        source = source or "the data set's own lists"
+    else:
+        found = (str(p) for name in ("split.json", "splits_final.json") if (p := Path(folder, name)).is_file())
+        source = source or next(found, None)
+        if source is None and published is not None and named_in(published) == {item["case"] for item in cases}:
+            source = published
+        chosen = split(cases, fold, folds(cases, fold_file=source), part)
     if part == "train" and train_cases:
         chosen = limit_cases(chosen, train_cases, seed)
     logger.info("%s: %d cases of fold %s (%s)", part, len(chosen), fold, source or "folds made by subject")
@@ -292,48 +235,3 @@ def validation_sampler(dataset: Dataset) -> DistributedSampler:
             f"use --nproc_per_node={len(dataset)}"
         )
     return DistributedSampler(dataset, even_divisible=False, shuffle=False)
-
-
-def scans(path: str, output_dir: str, in_channels: int, postfix: str = "_seg") -> list[dict[str, Any]]:
-    """List the scans to segment: one NIfTI file, or all of a folder, and check that each can be read.
-
-    Args:
-        path: .nii or .nii.gz file, or a folder of them (not searched below).
-        output_dir: where results will go; must not hold the inputs under the results' names.
-        in_channels: channels every scan must have.
-        postfix: what is appended to the names of results.
-
-    Raises:
-        FileNotFoundError: if the path does not exist or holds no NIfTI file.
-        ValueError: if a scan is broken, has NaN voxels or a wrong number of channels, or two results would share a
-            name.
-    """
-    source = Path(path).expanduser()
-    if source.is_dir():
-        files = sorted(
-            p for p in source.iterdir() if p.name.endswith((".nii", ".nii.gz")) and not p.name.startswith(".")
-        )
-    elif source.is_file() and source.name.endswith((".nii", ".nii.gz")):
-        files = [source]
-    else:
-        raise FileNotFoundError(f"input {path} is no NIfTI file (.nii, .nii.gz) and no folder of them")
-    if not files:
-        raise FileNotFoundError(f"input folder {path} holds no .nii or .nii.gz file")
-    names = [case_name(str(file)) for file in files]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ValueError(f"input {path} holds several files named {twice}; their results would have the same name")
-    inside = [
-        str(file)
-        for file in files
-        if Path(output_dir, f"{case_name(str(file))}{postfix}.nii.gz").resolve() in {f.resolve() for f in files}
-    ]
-    if inside:
-        raise ValueError(f"results of {inside} would replace other inputs; give another --output_dir")
-    items = [{"image": str(file)} for file in files]
-    sound = check_unlabelled(items, in_channels, min_keep=0)
-    if len(sound) < len(items):
-        bad = sorted({item["image"] for item in items} - {item["image"] for item in sound})
-        raise ValueError(f"{len(bad)} of {len(items)} scans cannot be segmented (reasons above): {bad[:10]}")
-    logger.info("%d scan(s) from %s, results to %s", len(items), path, output_dir)
-    return items

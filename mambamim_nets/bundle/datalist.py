@@ -1,13 +1,6 @@
-"""Lists of cases: which image files belong to a data set.
+"""Lists of unlabelled images for pre-training, and what all readers of lists share.
 
-Two layouts of a labelled data set are read, the Medical Segmentation Decathlon's (`dataset.json` with a "training"
-list) and nnU-Net v2's (`dataset.json` with "channel_names" and "file_ending"; imagesTr/CASE_0000.nii.gz,
-labelsTr/CASE.nii.gz). Nothing here opens an image: `mambamim_nets.bundle.check` does. `mambamim_nets.bundle.folds`
-divides the cases.
-
-Glossary:
-    case: one image (one file, or one file per channel) with its label; its name is unique in the data set.
-    subject: the person scanned; some have several cases.
+Nothing here opens an image: `mambamim_nets.bundle.check` does. `mambamim_nets.bundle.layouts` lists labelled cases.
 """
 
 from __future__ import annotations
@@ -21,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["labelled_cases", "unlabelled_images"]
+__all__ = ["unlabelled_images"]
 
 logger = logging.getLogger(__name__)
 
@@ -30,57 +23,6 @@ MAX_CHANNELS = 8  # of an nnU-Net case whose folder has no dataset.json
 DECATHLON_KEYS = ("training", "validation", "test", "testing")
 _CHANNEL = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
 _LABEL_NAME = re.compile(r"_(seg|labels?)$", re.IGNORECASE)
-_REMEDY = (
-    "give an existing folder with --dataset_dir, download a Decathlon task with monai.apps.DecathlonDataset(root_dir,"
-    " task, section='training', download=True), or try --dataset_dir phantom"
-)
-
-
-def labelled_cases(dataset_dir: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """List the labelled cases of a Decathlon or nnU-Net v2 folder.
-
-    Args:
-        dataset_dir: folder that holds `dataset.json`. A `split.json` beside it whose "cases" carry "case" and "subject"
-            adds the subjects, as does a "subject" in an entry of `dataset.json` (which wins).
-
-    Returns:
-        One dict per case, sorted by name: "image" (absolute path, or a list of them in channel order), "label"
-        (absolute path), "case" (name) and, where it is known, "subject" (str).
-
-    Raises:
-        FileNotFoundError: the folder, its `dataset.json` or a channel of an nnU-Net case is missing.
-        ValueError: `dataset.json` is of neither layout, names no case or one case twice, or a path leaves the folder.
-    """
-    root = Path(os.path.abspath(dataset_dir))
-    if not root.is_dir():
-        raise FileNotFoundError(f"dataset_dir {str(dataset_dir)!r} is not a folder; {_REMEDY}")
-    description = root / "dataset.json"
-    if not description.is_file():
-        raise FileNotFoundError(
-            f"dataset_dir {str(dataset_dir)!r} has no dataset.json (Decathlon or nnU-Net v2); {_REMEDY}"
-        )
-    content = read_json(description)
-    if _is_nnunet(content):
-        cases = _nnunet_cases(root, content)
-    elif isinstance(content, dict) and isinstance(content.get("training"), list):
-        cases = _decathlon_cases(root, content["training"])
-    else:
-        raise ValueError(
-            f"{description}: needs a 'training' list (Decathlon) or 'channel_names' and 'file_ending' (nnU-Net v2), "
-            f"has {keys_of(content)}"
-        )
-    if not cases:
-        raise ValueError(f"{description} names no labelled case; {_REMEDY}")
-    repeated = sorted(name for name, count in Counter(item["case"] for item in cases).items() if count > 1)
-    if repeated:
-        raise ValueError(
-            f"{description}: case names must be unique, repeated: {some(repeated)}; give each entry its own 'case'"
-        )
-    subjects = listed_subjects(root / "split.json")
-    for item in cases:
-        if "subject" not in item and item["case"] in subjects:
-            item["subject"] = subjects[item["case"]]
-    return sorted(cases, key=lambda item: item["case"])
 
 
 def unlabelled_images(sources: Sequence[Any] | str | Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -139,90 +81,6 @@ def unlabelled_images(sources: Sequence[Any] | str | Mapping[str, Any]) -> list[
     return items
 
 
-# --- labelled layouts -----------------------------------------------------------------------------
-
-
-def _is_nnunet(content: Any) -> bool:
-    return isinstance(content, dict) and "channel_names" in content and "file_ending" in content
-
-
-def _nnunet_cases(root: Path, content: Mapping[str, Any]) -> list[dict[str, Any]]:
-    ending = content["file_ending"]
-    n_channels = len(content["channel_names"])
-    entries: dict[str, tuple[list[str], str]] = {}
-    if isinstance(content.get("dataset"), dict):  # nnU-Net v2 may list its files instead of relying on their names
-        for case, entry in content["dataset"].items():
-            entries[case] = ([_inside(root, path) for path in entry["images"]], _inside(root, entry["label"]))
-    else:
-        for label in sorted((root / "labelsTr").glob(f"*{ending}")):
-            if label.name.startswith("."):
-                continue
-            case = label.name.removesuffix(ending)
-            images = [str(root / "imagesTr" / f"{case}_{channel:04d}{ending}") for channel in range(n_channels)]
-            entries[case] = (images, str(label))
-    missing = [path for images, label in entries.values() for path in (*images, label) if not os.path.isfile(path)]
-    if missing:
-        raise FileNotFoundError(
-            f"{root}: missing {some(missing)}; each case of an nnU-Net folder needs its label and {n_channels} image"
-            " file(s)"
-        )
-    declared = content.get("numTraining")
-    if declared is not None and int(declared) != len(entries):
-        raise ValueError(
-            f"{root / 'dataset.json'}: numTraining {declared} must equal the {len(entries)} cases in labelsTr; "
-            "complete the download or correct numTraining"
-        )
-    return [
-        {"image": images[0] if len(images) == 1 else images, "label": label, "case": case}
-        for case, (images, label) in entries.items()
-    ]
-
-
-def _decathlon_cases(root: Path, entries: Sequence[Any]) -> list[dict[str, Any]]:
-    for entry in entries:
-        if not isinstance(entry, dict) or "image" not in entry or "label" not in entry:
-            raise ValueError(f"{root / 'dataset.json'}: training entry {entry!r} must have 'image' and 'label'")
-    cases = []
-    for entry, case in zip(entries, case_names(entries), strict=True):
-        image = entry["image"]
-        item = {
-            "image": [_inside(root, part) for part in image] if isinstance(image, list) else _inside(root, image),
-            "label": _inside(root, entry["label"]),
-            "case": case,
-        }
-        if "subject" in entry:
-            item["subject"] = str(entry["subject"])
-        cases.append(item)
-    return cases
-
-
-def case_names(entries: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Name Decathlon entries: "case", else the image's file name, else (where that repeats) with its folders in front.
-
-    Several channels in several files are named after the label.
-    """
-    paths = [entry["label"] if isinstance(entry["image"], list) else entry["image"] for entry in entries]
-    short = [stem(path) for path in paths]
-    counts = Counter(short)
-    names = []
-    for entry, path, name in zip(entries, paths, short, strict=True):
-        if counts[name] > 1:
-            parts = [part for part in Path(path).parent.parts if part not in (".", "..", "/")]
-            name = "_".join([*parts, name])
-        names.append(str(entry.get("case", name)))
-    return names
-
-
-def _inside(root: Path, path: str) -> str:
-    """Join a listed path to its data set; links inside the folder may point elsewhere, the path itself may not."""
-    joined = os.path.normpath(os.path.join(root, path))
-    if os.path.commonpath([joined, root]) != str(root):
-        raise ValueError(
-            f"{root / 'dataset.json'}: path {path!r} must stay inside {root}; move the file there or link to it"
-        )
-    return joined
-
-
 # --- unlabelled sources ---------------------------------------------------------------------------
 
 
@@ -253,7 +111,7 @@ def _source_images(path: Path, key: str | None) -> Iterator[str | list[str]]:
         return
     description = path / "dataset.json"
     content = read_json(description) if description.is_file() else None
-    if content is not None and not _is_nnunet(content):
+    if content is not None and not is_nnunet(content):
         yield from _listed_images(description, key)
     elif content is not None or (path / "imagesTr").is_dir():
         yield from _nnunet_images(path, content, key)
@@ -352,6 +210,27 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
+
+
+def is_nnunet(content: Any) -> bool:
+    return isinstance(content, dict) and "channel_names" in content and "file_ending" in content
+
+
+def case_names(entries: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Name Decathlon entries: "case", else the image's file name, else (where that repeats) with its folders in front.
+
+    Several channels in several files are named after the label.
+    """
+    paths = [entry["label"] if isinstance(entry["image"], list) else entry["image"] for entry in entries]
+    short = [stem(path) for path in paths]
+    counts = Counter(short)
+    names = []
+    for entry, path, name in zip(entries, paths, short, strict=True):
+        if counts[name] > 1:
+            parts = [part for part in Path(path).parent.parts if part not in (".", "..", "/")]
+            name = "_".join([*parts, name])
+        names.append(str(entry.get("case", name)))
+    return names
 
 
 def listed_subjects(path: Path) -> dict[str, str]:

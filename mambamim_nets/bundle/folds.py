@@ -4,6 +4,8 @@ Glossary:
     case: one image with its label; its name is unique in the data set.
     subject: the person scanned. Two cases of one subject never lie in different folds.
     fold: the cases that are held out together for validation.
+    official: the division into training and validation that comes with a data set, for numbers comparable to published
+        ones; a case carries its part as "listed".
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from typing import Any, Literal
 
 from mambamim_nets.bundle.datalist import case_names, keys_of, listed_subjects, read_json, some, stem
 
-__all__ = ["folds", "limit_cases", "split"]
+__all__ = ["folds", "limit_cases", "listed_parts", "named_in", "split", "with_listed_parts"]
 
 logger = logging.getLogger(__name__)
 
@@ -71,19 +73,22 @@ def split(
 
     Args:
         cases: items with "case".
-        fold: index of the held-out fold, or "all": then every case trains, and "val" returns fold 0, which was trained
-            on. Its scores show that the chain runs and say nothing about new scans.
-        folds: as from the function `folds`.
+        fold: index of the held-out fold; or "official": the parts under which the cases are "listed"; or "all": then
+            every case trains, and "val" returns fold 0, which was trained on. Its scores show that the chain runs and
+            say nothing about new scans.
+        folds: as from the function `folds`; not used with "official".
         part: "train" or "val".
 
     Returns:
         The selected items, in the order of `cases`.
 
     Raises:
-        ValueError: `part` or `fold` is not one of those allowed.
+        ValueError: `part` or `fold` is not one of those allowed, or "official" finds no case listed for a part.
     """
     if part not in ("train", "val"):
         raise ValueError(f"part {part!r} must be 'train' or 'val'")
+    if fold == "official":
+        return _official(cases, part)
     if fold == "all":
         if part == "train":
             return [dict(item) for item in cases]
@@ -95,6 +100,81 @@ def split(
         index = _fold_index(fold, len(folds))
     held_out = set(folds[index])
     return [dict(item) for item in cases if (item["case"] in held_out) == (part == "val")]
+
+
+def named_in(fold_file: str | os.PathLike[str]) -> set[str]:
+    """Return the names of the cases that a file of folds divides; none if there is no such file."""
+    path = Path(fold_file)
+    return {case for fold in _folds_of(read_json(path), path) for case in fold} if path.is_file() else set()
+
+
+def listed_parts(fold_file: str | os.PathLike[str]) -> dict[str, Literal["training", "validation"]]:
+    """Read which cases a Decathlon-style list gives for training and which for validation.
+
+    Args:
+        fold_file: JSON with a "training" and a "validation" list, entries {"image", "label"} or paths of images.
+
+    Returns:
+        Case name -> list that it is in; other lists ("test") are left out.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a list is missing, empty or malformed, or a case is in it twice or in both.
+    """
+    path = Path(fold_file)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"fold_file {str(fold_file)!r} does not exist; name a JSON file with 'training' and 'validation' lists"
+        )
+    content = read_json(path)
+    parts: tuple[Literal["training", "validation"], ...] = ("training", "validation")
+    if not isinstance(content, dict) or not all(
+        content.get(part) and isinstance(content[part], list) for part in parts
+    ):
+        raise ValueError(
+            f"{path}: fold 'official' needs a 'training' and a 'validation' list that are not empty; it has "
+            f"{keys_of(content)}: give another --fold_file, or a fold by number"
+        )
+    entries = [_entry(entry, path) for part in parts for entry in content[part]]
+    of_entry = [part for part in parts for _ in content[part]]
+    names = case_names(entries)
+    repeated = sorted(name for name, count in Counter(names).items() if count > 1)
+    if repeated:
+        raise ValueError(f"{path}: cases listed more than once: {some(repeated)}; each case belongs to one list")
+    return dict(zip(names, of_entry, strict=True))
+
+
+def with_listed_parts(cases: Sequence[Mapping[str, Any]], fold_file: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """Give cases the parts of a Decathlon-style list, for fold "official", in place of those they carry.
+
+    Args:
+        cases: items with "case".
+        fold_file: as for `listed_parts`; cases of its "test" list belong to neither part.
+
+    Returns:
+        The items in their order, "listed" as the file says.
+
+    Raises:
+        ValueError: the file names an unknown case or misses a case.
+    """
+    parts = listed_parts(fold_file)
+    path = Path(fold_file)
+    content = read_json(path)
+    tested = [entry if isinstance(entry, dict) else {"image": entry} for entry in content.get("test") or []]
+    held_back = set(case_names([entry for entry in tested if isinstance(entry.get("image"), str)]))
+    names = {item["case"] for item in cases}
+    unknown = sorted(set(parts) - names)
+    if unknown:
+        raise ValueError(
+            f"{path}: cases that are not in the data set: {some(unknown)}; use the fold file of this data set"
+        )
+    unlisted = sorted(names - set(parts) - held_back)
+    if unlisted:
+        raise ValueError(
+            f"{path}: {len(unlisted)} cases in neither 'training' nor 'validation': {some(unlisted)}; list each of them"
+        )
+    plain = [{key: value for key, value in item.items() if key != "listed"} for item in cases]
+    return [{**item, "listed": parts[item["case"]]} if item["case"] in parts else item for item in plain]
 
 
 def limit_cases(cases: Sequence[Mapping[str, Any]], n: int | None, seed: int = 0) -> list[dict[str, Any]]:
@@ -122,6 +202,30 @@ def limit_cases(cases: Sequence[Mapping[str, Any]], n: int | None, seed: int = 0
     return [dict(item) for item in cases if item["case"] in chosen]
 
 
+def _official(cases: Sequence[Mapping[str, Any]], part: Literal["train", "val"]) -> list[dict[str, Any]]:
+    chosen = {name: [dict(item) for item in cases if item.get("listed") == name] for name in ("training", "validation")}
+    if not all(chosen.values()):
+        counts = ", ".join(f"{len(items)} for {name}" for name, items in chosen.items())
+        raise ValueError(
+            f"fold 'official' needs cases listed for training and for validation; of {len(cases)} cases are listed "
+            f"{counts}: give --fold_file a JSON file with 'training' and 'validation' lists, or choose a fold by number"
+        )
+    subjects = [{item["subject"] for item in items if "subject" in item} for items in chosen.values()]
+    if part == "val" and (divided := sorted(set.intersection(*subjects))):
+        logger.warning("fold 'official' trains and validates on the same subjects: %s", some(divided))
+    return chosen["training" if part == "train" else "validation"]
+
+
+def _entry(entry: Any, path: Path) -> dict[str, Any]:
+    """Return an entry of a Decathlon list as a dict whose image names its case."""
+    entry = {"image": entry} if isinstance(entry, str) else entry
+    if not isinstance(entry, dict) or not (
+        isinstance(entry.get("image"), str) or ("image" in entry and "label" in entry)
+    ):
+        raise ValueError(f"{path}: entry {entry!r} must be the path of an image, or have 'image' and 'label'")
+    return entry
+
+
 def _make_folds(subject_of: Mapping[str, str], n_folds: int, seed: int) -> list[list[str]]:
     members = defaultdict(list)
     for case, subject in subject_of.items():
@@ -147,7 +251,10 @@ def _folds_of(content: Any, path: Path) -> list[list[str]]:
             entry for entry in entries if not isinstance(entry, dict) or "fold" not in entry or "image" not in entry
         ]
         if without:
-            raise ValueError(f"{path}: {len(without)} training entries without 'image' or 'fold', first {without[0]!r}")
+            remedy = "use fold 'official' for its own division" if content.get("validation") else "give each a 'fold'"
+            raise ValueError(
+                f"{path}: {len(without)} training entries without 'image' or 'fold', first {without[0]!r}; {remedy}"
+            )
         numbers = sorted({int(entry["fold"]) for entry in entries})
         names = case_names(entries)
         content = [
@@ -199,7 +306,9 @@ def _fold_index(fold: int | str, n_folds: int) -> int:
     except (TypeError, ValueError):
         index = -1
     if isinstance(fold, bool) or not 0 <= index < n_folds:
-        raise ValueError(f"fold {fold!r} must be 0..{n_folds - 1} or 'all'")
+        raise ValueError(
+            f"fold {fold!r} must be 0..{n_folds - 1} or 'all', or 'official' where a list divides the cases"
+        )
     return index
 
 

@@ -1,18 +1,22 @@
 """What a configuration needs before it can run: the bundle's folder, the task, the data, devices, starting weights."""
 
+import difflib
 import hashlib
 import inspect
 import json
 import logging
 import os
 import random
-from collections.abc import Mapping, Sequence
+import sys
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
 import torch
-from monai.bundle import ConfigWorkflow
+from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.data import set_track_meta
 from monai.utils import set_determinism
 from torch import nn
@@ -22,12 +26,16 @@ from mambamim_nets.checkpoint import load_encoder, load_weights
 
 __all__ = [
     "announce",
+    "bare",
     "bundle_root",
+    "check_overrides",
     "dataset_folder",
     "default_device",
     "flag",
     "init_distributed",
+    "interactive",
     "launch_device",
+    "process_rank",
     "seed_everything",
     "shipped_weights",
     "start_network",
@@ -36,6 +44,9 @@ __all__ = [
 ]
 
 logger = logging.getLogger("mambamim_nets")
+# MONAI tries an optional GPU decoder of DICOM whenever it makes a reader, and warns each time
+warnings.filterwarnings("ignore", message="NvImgCodecPydicomReader")
+TRACKING = ("tracking_uri", "experiment_name", "run_name", "save_execute_config")  # options of MONAI's --tracking
 
 
 def bundle_root() -> str:
@@ -45,8 +56,7 @@ def bundle_root() -> str:
     configuration's folder, and the verbs without a workflow (verify_net_in_out, ckpt_export) hold the file's path as
     ``config_file_``. Without either, it is the working directory.
     """
-    frame = inspect.currentframe()
-    while frame is not None:
+    for frame in _callers():
         owner, file = frame.f_locals.get("self"), frame.f_locals.get("config_file_")
         folder = None
         if isinstance(owner, ConfigWorkflow) and hasattr(owner, "config_root_path"):
@@ -56,8 +66,40 @@ def bundle_root() -> str:
         if folder is not None:
             folder = folder.resolve()
             return str(folder.parent if folder.name == "configs" else folder)
-        frame = frame.f_back
     return str(Path.cwd())
+
+
+def _callers() -> Iterator[FrameType]:
+    frame = inspect.currentframe()
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
+def check_overrides() -> None:
+    """Refuse command-line options that no configuration knows, which MONAI would add and nothing would read.
+
+    ``monai.bundle run`` is found on the call stack, as in ``bundle_root``: it holds the files and the options.
+
+    Raises:
+        ValueError: that names the option and the nearest valid ones.
+    """
+    for frame in _callers():
+        files, options = frame.f_locals.get("config_file"), frame.f_locals.get("_args")
+        if frame.f_code.co_name != "create_workflow" or not files or not isinstance(options, Mapping):
+            continue
+        files = [files] if isinstance(files, str) else list(files)
+        valid = {_top(key) for file in files for key in ConfigParser.load_config_file(file)}
+        allowed = valid | set(inspect.signature(ConfigWorkflow).parameters) | set(TRACKING)
+        for option in map(_top, options):
+            if option not in allowed:
+                near = difflib.get_close_matches(option, valid, n=3, cutoff=0.5)
+                hint = f"did you mean --{' or --'.join(near)}?" if near else f"valid are {', '.join(sorted(valid))}"
+                raise ValueError(f"option --{option} is unknown to {', '.join(files)}; {hint}")
+
+
+def _top(key: str) -> str:
+    return key.replace("#", "::").split("::")[0].lstrip("+~")
 
 
 def task_spec(bundle_root: str, task: str) -> dict[str, Any]:
@@ -89,15 +131,31 @@ def dataset_folder(dataset_dir: str, bundle_root: str, kind: str, cases: int) ->
     folder = Path(dataset_dir).expanduser()
     if not folder.is_dir():
         raise FileNotFoundError(
-            f"dataset_dir {dataset_dir} does not exist; give the folder that holds dataset.json, or 'phantom' for "
-            "synthetic data"
+            f"dataset_dir {dataset_dir} does not exist; give the folder of the data set as downloaded, or 'phantom' "
+            "for synthetic data"
         )
     return str(folder.resolve())
+
+
+def process_rank() -> int:
+    """Return the rank of this process, 0 where there is only one."""
+    group = torch.distributed
+    return group.get_rank() if group.is_available() and group.is_initialized() else 0
+
+
+def bare(network: nn.Module) -> nn.Module:
+    """Return a network without its wrapper for distributed training."""
+    return network.module if isinstance(network, nn.parallel.DistributedDataParallel) else network
 
 
 def default_device() -> torch.device:
     """Return the first CUDA device, else the CPU."""
     return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+
+
+def interactive() -> bool:
+    """Return whether progress bars have a terminal to be drawn on."""
+    return process_rank() == 0 and sys.stderr.isatty()
 
 
 def launch_device() -> torch.device:

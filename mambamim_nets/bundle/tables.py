@@ -3,13 +3,13 @@
 The numbers are MONAI's (`compute_dice`, `compute_hausdorff_distance`, `compute_surface_dice` on voxel surfaces). What
 MONAI leaves to the caller is decided here:
 
-    class in                dice    hd95    surface dice    missing
+    structure in            dice    hd95    surface dice    missing
     neither map             nan     nan     nan             0           nothing to measure, not counted
     one of the two maps     0       nan     0               1           counted in `missing`, not in HD95
     both maps               ...     ...     ...             0
 
 A mean HD95 therefore speaks only of the classes that were found; read it beside the `missing` count. The row "mean" of
-a summary is over cases, each by the mean of its counted classes. std is the sample's (n - 1).
+a summary is over cases, each by the mean of its counted structures. std is the sample's (n - 1).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ MEAN = "mean"
 def case_metrics(
     pred: np.ndarray | torch.Tensor,
     label: np.ndarray | torch.Tensor,
-    labels: Mapping[int, str],
+    structures: Mapping[str, Sequence[int]],
     spacing: Sequence[float],
     tolerance_mm: float = 1.0,
 ) -> dict[str, dict[str, float]]:
@@ -48,12 +48,12 @@ def case_metrics(
     Args:
         pred: (D, H, W) label values, or (1, D, H, W).
         label: the reference, same shape.
-        labels: label value -> class name; 0 is background and not measured.
+        structures: name -> the label values that belong to it (one for a class, several for a region).
         spacing: voxel edges along d, h, w in mm.
         tolerance_mm: distance in mm up to which a surface voxel counts as right in the surface Dice.
 
     Returns:
-        class name -> {"dice", "hd95" (mm), "surface_dice", "missing"}; the rules for absent classes are the module's.
+        structure name -> {"dice", "hd95" (mm), "surface_dice", "missing"}; for absent structures see the module.
 
     Raises:
         ValueError: the shapes differ or are not 3-D, the spacing is not three positive numbers, or the tolerance is
@@ -71,8 +71,8 @@ def case_metrics(
         raise ValueError(f"tolerance_mm {tolerance_mm} must be a finite distance of at least 0 mm")
     pred, label = _crop(pred, label)
     metrics = {}
-    for value, name in _classes(labels).items():
-        found, true = pred == value, label == value
+    for name, values in _checked(structures).items():
+        found, true = torch.isin(pred, torch.tensor(values)), torch.isin(label, torch.tensor(values))
         if found.any() and true.any():
             one_hot: dict[str, Any] = {"y_pred": found[None, None], "y": true[None, None], "include_background": True}
             with warnings.catch_warnings():  # MONAI 1.6 warns of an argument that its own functions pass
@@ -97,12 +97,12 @@ class MetricsTable:
     """Collect the metrics of many cases, from one process or several, and write them as tables.
 
     Args:
-        labels: label value -> class name, as given to `case_metrics`.
+        structures: name -> label values, as given to `case_metrics`.
         tolerance_mm: tolerance of the surface Dice, for the heading.
     """
 
-    def __init__(self, labels: Mapping[int, str], tolerance_mm: float = 1.0) -> None:
-        self.labels = _classes(labels)
+    def __init__(self, structures: Mapping[str, Sequence[int]], tolerance_mm: float = 1.0) -> None:
+        self.structures = _checked(structures)
         self.tolerance_mm = tolerance_mm
         self.rows: dict[str, dict[str, dict[str, float]]] = {}
 
@@ -111,8 +111,8 @@ class MetricsTable:
 
     def add(self, case: str, metrics: Mapping[str, Mapping[str, float]]) -> None:
         """Add the metrics of one case; a repeated one (from a padded distributed sampler) is ignored."""
-        if set(metrics) != set(self.labels.values()):
-            raise ValueError(f"case {case!r}: classes {sorted(metrics)} must be {sorted(self.labels.values())}")
+        if set(metrics) != set(self.structures):
+            raise ValueError(f"case {case!r}: classes {sorted(metrics)} must be {sorted(self.structures)}")
         self.rows.setdefault(str(case), {name: dict(row) for name, row in metrics.items()})
 
     def write(self, folder: str | os.PathLike[str]) -> str:
@@ -142,6 +142,10 @@ class MetricsTable:
             (folder / "summary.md").write_text(text, encoding="utf-8")
         return text
 
+    def mean_dice(self) -> float:
+        """Return the mean Dice over cases, each by the mean of its structures; on every rank the same."""
+        return self._summarise(self._gather())[MEAN]["dice"]["mean"]
+
     def _gather(self) -> dict[str, dict[str, dict[str, float]]]:
         if not _distributed():
             return dict(sorted(self.rows.items()))
@@ -158,15 +162,15 @@ class MetricsTable:
     ) -> dict[str, dict[str, dict[str, float]]]:
         """Return class name or "mean" -> metric -> {mean, std, median, n}, and {n} under "missing"."""
         values = {
-            name: {key: [case[name][key] for case in rows.values()] for key in METRICS} for name in self.labels.values()
+            name: {key: [case[name][key] for case in rows.values()] for key in METRICS} for name in self.structures
         }
         values[MEAN] = {
             key: [_stats([row[key] for row in case.values()])["mean"] for case in rows.values()] for key in METRICS
         }
         summary = {name: {key: _stats(series) for key, series in by_key.items()} for name, by_key in values.items()}
-        for name in self.labels.values():
+        for name in self.structures:
             summary[name]["missing"] = {"n": sum(int(case[name]["missing"]) for case in rows.values())}
-        summary[MEAN]["missing"] = {"n": sum(summary[name]["missing"]["n"] for name in self.labels.values())}
+        summary[MEAN]["missing"] = {"n": sum(summary[name]["missing"]["n"] for name in self.structures)}
         return summary
 
     def _write_rows(self, path: Path, rows: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:
@@ -174,10 +178,10 @@ class MetricsTable:
             writer = csv.writer(file)
             writer.writerow(["case", "label", "name", *METRICS.values(), "missing"])
             for case, metrics in rows.items():
-                for value, name in self.labels.items():
-                    row = metrics[name]
+                for name, values in self.structures.items():
+                    row, label = metrics[name], "+".join(map(str, values))
                     writer.writerow(
-                        [case, value, name, *(_number(row[key], 6) for key in METRICS), int(row["missing"])]
+                        [case, label, name, *(_number(row[key], 6) for key in METRICS), int(row["missing"])]
                     )
 
     def _write_summary(self, path: Path, summary: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:
@@ -207,16 +211,13 @@ class MetricsTable:
         return "\n".join(lines) + "\n"
 
 
-def _classes(labels: Mapping[int, str]) -> dict[int, str]:
-    """Return the foreground classes by value; JSON makes the keys strings."""
-    classes = {
-        int(value): str(name) for value, name in sorted(labels.items(), key=lambda item: int(item[0])) if int(value)
-    }
-    if not classes or len(set(classes.values())) != len(classes) or MEAN in classes.values():
+def _checked(structures: Mapping[str, Sequence[int]]) -> dict[str, list[int]]:
+    checked = {str(name): [int(value) for value in values] for name, values in structures.items()}
+    if not checked or MEAN in checked or any(not values or 0 in values for values in checked.values()):
         raise ValueError(
-            f"labels {dict(labels)} must name at least one class besides 0, each differently and none {MEAN!r}"
+            f"structures {dict(structures)} must name at least one, each with label values other than 0, none {MEAN!r}"
         )
-    return classes
+    return checked
 
 
 def _label_map(values: np.ndarray | torch.Tensor, name: str) -> torch.Tensor:

@@ -29,7 +29,7 @@ class Conv3(nn.Conv3d):
 
     def forward(self, x: Tensor, neighbours: Tensor | None = None) -> Tensor:
         if neighbours is None:
-            return super().forward(x)
+            return self._conv_forward(x, self.weight, self.bias)  # super() cannot be scripted
         return F.conv3d(halo(x, neighbours), self.weight, self.bias, groups=self.groups)
 
 
@@ -40,7 +40,8 @@ class VoxelNorm(nn.LayerNorm):
         super().__init__(channels, eps=1e-6)
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
+        y = F.layer_norm(x.movedim(1, -1), self.normalized_shape, self.weight, self.bias, self.eps)
+        return y.movedim(-1, 1)
 
 
 class MedNeXtBlock(nn.Module):

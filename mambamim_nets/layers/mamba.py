@@ -15,11 +15,9 @@ and the backward weights are never used.
 """
 
 import math
-from typing import cast
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 
 from mambamim_nets.ops.selective_scan import selective_scan
@@ -39,6 +37,8 @@ class MambaMixer(nn.Module):
             ``_b``).
     """
 
+    __constants__ = ["bidirectional"]  # noqa: RUF012  # scripting drops the branch that is not taken
+
     def __init__(
         self, d_model: int, d_state: int = 16, d_conv: int = 4, expand: int = 2, bidirectional: bool = True
     ) -> None:
@@ -47,15 +47,17 @@ class MambaMixer(nn.Module):
         self.dt_rank = math.ceil(d_model / 16)
         self.bidirectional = bidirectional
         self.in_proj = nn.Linear(d_model, 2 * self.d_inner, bias=False)
-        for suffix in ("", "_b") if bidirectional else ("",):
-            conv = nn.Conv1d(self.d_inner, self.d_inner, d_conv, groups=self.d_inner, padding=d_conv - 1)
-            a = torch.arange(1, d_state + 1, dtype=torch.float32).repeat(self.d_inner, 1)
-            setattr(self, f"conv1d{suffix}", conv)
-            setattr(self, f"x_proj{suffix}", nn.Linear(self.d_inner, self.dt_rank + 2 * d_state, bias=False))
-            setattr(self, f"dt_proj{suffix}", self._dt_projection())
-            setattr(self, f"A{suffix}_log", nn.Parameter(a.log()))
-            setattr(self, f"D{suffix}", nn.Parameter(torch.ones(self.d_inner)))
+        self.conv1d, self.x_proj, self.dt_proj, self.A_log, self.D = self._direction(d_conv)
+        if bidirectional:
+            self.conv1d_b, self.x_proj_b, self.dt_proj_b, self.A_b_log, self.D_b = self._direction(d_conv)
         self.out_proj = nn.Linear(self.d_inner, d_model, bias=False)
+
+    def _direction(self, d_conv: int) -> tuple[nn.Conv1d, nn.Linear, nn.Linear, nn.Parameter, nn.Parameter]:
+        """Make what each direction has of its own: convolution, projections, A_log and D."""
+        conv = nn.Conv1d(self.d_inner, self.d_inner, d_conv, groups=self.d_inner, padding=d_conv - 1)
+        x_proj = nn.Linear(self.d_inner, self.dt_rank + 2 * self.d_state, bias=False)
+        a = torch.arange(1, self.d_state + 1, dtype=torch.float32).repeat(self.d_inner, 1)
+        return conv, x_proj, self._dt_projection(), nn.Parameter(a.log()), nn.Parameter(torch.ones(self.d_inner))
 
     def _dt_projection(self, dt_min: float = 1e-3, dt_max: float = 0.1, dt_floor: float = 1e-4) -> nn.Linear:
         """Initialise so that softplus(bias) is log-uniform in [dt_min, dt_max], as mamba_ssm does."""
@@ -66,33 +68,39 @@ class MambaMixer(nn.Module):
             linear.bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # inverse of softplus
         return linear
 
-    def _direction(self, x: Tensor, z: Tensor, suffix: str) -> Tensor:
-        """Convolve and scan one direction: x, z (B, d_inner, L) -> (B, d_inner, L)."""
-        conv = cast(nn.Conv1d, getattr(self, f"conv1d{suffix}"))
-        x_proj = cast(nn.Linear, getattr(self, f"x_proj{suffix}"))
-        dt_proj = cast(nn.Linear, getattr(self, f"dt_proj{suffix}"))
-        x = F.silu(conv(x)[..., : x.shape[-1]])
-        dt, b, c = x_proj(rearrange(x, "b d l -> b l d")).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
+    def _scan(
+        self, x: Tensor, z: Tensor, projected: Tensor, dt_weight: Tensor, dt_bias: Tensor, A_log: Tensor, D: Tensor
+    ) -> Tensor:
+        """Scan one direction: x, z (B, d_inner, L), projected (B, L, dt_rank + 2 d_state) -> (B, d_inner, L)."""
+        dt, b, c = projected.split([self.dt_rank, self.d_state, self.d_state], dim=-1)
         y = selective_scan(
             x,
-            rearrange(F.linear(dt, dt_proj.weight), "b l d -> b d l"),
-            -torch.exp(getattr(self, f"A{suffix}_log").float()),
-            rearrange(b, "b l n -> b n l"),
-            rearrange(c, "b l n -> b n l"),
-            D=getattr(self, f"D{suffix}").float(),
+            F.linear(dt, dt_weight).transpose(1, 2),
+            -torch.exp(A_log.float()),
+            b.transpose(1, 2),
+            c.transpose(1, 2),
+            D=D.float(),
             z=z,
-            delta_bias=dt_proj.bias.float(),
+            delta_bias=dt_bias.float(),
             delta_softplus=True,
         )
-        return cast(Tensor, y)  # a pair only with return_last_state
+        assert isinstance(y, Tensor)  # a pair only with return_last_state
+        return y
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Mix tokens (B, L, d_model) along L; same shape out."""
-        x, z = rearrange(self.in_proj(tokens), "b l (two d) -> two b d l", two=2)
-        y = self._direction(x, z, "")
+        length = tokens.shape[1]
+        x, z = self.in_proj(tokens).transpose(1, 2).chunk(2, dim=1)
+        u = F.silu(self.conv1d(x)[..., :length])
+        projected = self.x_proj(u.transpose(1, 2))
+        y = self._scan(u, z, projected, self.dt_proj.weight, self.dt_proj.bias, self.A_log, self.D)
         if self.bidirectional:
-            y = y + self._direction(x.flip(-1), z.flip(-1), "_b").flip(-1)
-        return self.out_proj(rearrange(y, "b d l -> b l d"))
+            x, z = x.flip(-1), z.flip(-1)
+            u = F.silu(self.conv1d_b(x)[..., :length])
+            projected = self.x_proj_b(u.transpose(1, 2))
+            back = self._scan(u, z, projected, self.dt_proj_b.weight, self.dt_proj_b.bias, self.A_b_log, self.D_b)
+            y = y + back.flip(-1)
+        return self.out_proj(y.transpose(1, 2))
 
 
 class MambaLayer(nn.Module):

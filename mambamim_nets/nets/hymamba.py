@@ -13,7 +13,7 @@ Deviations from the public code: bidirectional Mamba (the paper's), any grid siz
 number of visible tokens counted per sample.
 """
 
-from typing import Literal, NamedTuple, cast
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +28,7 @@ from mambamim_nets.masking import check_visible, token_grid
 from mambamim_nets.ops.blocks import neighbour_table, pack, unpack
 from mambamim_nets.ops.scan_order import scan_order
 
-__all__ = ["SIZES", "Encoding", "HyMamba", "HyMambaSeg", "Size"]
+__all__ = ["SIZES", "Encoding", "HyMamba", "HyMambaFeatures", "HyMambaSeg", "Size"]
 
 
 class Size(NamedTuple):
@@ -101,20 +101,49 @@ class HyMamba(nn.Module):
             MambaLayer(spec.widths[-1], spec.d_state, spec.mlp_ratio, bidirectional) for _ in range(spec.mamba_layers)
         )
 
-    def _convolve(
-        self, x: Tensor, neighbours: Tensor | None, strides: tuple[int, ...]
-    ) -> tuple[dict[int, Tensor], Tensor]:
+    def __prepare_scriptable__(self) -> "HyMamba":
+        """Stand for this module in torch.jit.script, which compiles its dense form; raster needs no order table."""
+        if self.scan != "raster":
+            raise ValueError(
+                f"scan {self.scan!r} cannot be scripted, only 'raster' can; "
+                "trace it for one input shape, in monai.bundle ckpt_export with --use_trace true --input_shape"
+            )
+        return self
+
+    def _convolve(self, x: Tensor, neighbours: Tensor | None, strides: list[int]) -> tuple[dict[int, Tensor], Tensor]:
         """Run the CNN stage on a dense map, or on visible blocks: skips at ``strides``, and the map at stride 16."""
-        skips = {}
+        if neighbours is None:
+            x = x.contiguous(memory_format=torch.channels_last_3d)
+        skips: dict[int, Tensor] = {}
         x = self.stem(x, neighbours)
-        for level, (widen, skip, blocks) in enumerate(zip(self.widen, self.skips, self.stages, strict=True)):
+        for level, (widen, skip, blocks) in enumerate(zip(self.widen, self.skips, self.stages)):  # noqa: B905  # scripted
             x = widen(x, neighbours)
-            if 2**level in strides:
-                skips[2**level] = skip(x, neighbours)
+            if 1 << level in strides:
+                skips[1 << level] = skip(x, neighbours)
             x = F.max_pool3d(x, kernel_size=2)
-            for block in cast(nn.ModuleList, blocks):
+            for block in blocks.children():
                 x = block(x, neighbours)
         return skips, x
+
+    def _embed(self, deepest: Tensor) -> Tensor:
+        """Read the map at stride 16 as tokens (B, d h w, C) in raster order and tell them where they are."""
+        position = sincos_position(list(deepest.shape[2:]), deepest.shape[1], deepest.device)
+        return deepest.flatten(2).transpose(1, 2) + position.to(deepest.dtype)
+
+    def _mix(self, tokens: Tensor) -> Tensor:
+        for layer in self.mamba:
+            tokens = layer(tokens)
+        return tokens
+
+    def _scripted(self, x: Tensor, visible: Tensor | None) -> list[Tensor]:
+        """Do what ``forward`` does when it is dense and raster, in TorchScript."""
+        if visible is not None:
+            raise ValueError("visible must be None: a scripted network is dense; use the network in Python")
+        if x.ndim != 5 or any([side < 16 or side % 16 != 0 for side in x.shape[2:]]):
+            raise ValueError(f"input {x.shape} must be (B, C_in, D, H, W) with sides that are multiples of 16")
+        skips, deepest = self._convolve(x, None, [1, 2, 4, 8])
+        tokens = self._mix(self._embed(deepest))
+        return [skips[1], skips[2], skips[4], skips[8], tokens.transpose(1, 2).view(deepest.shape)]
 
     def encode(
         self,
@@ -146,21 +175,18 @@ class HyMamba(nn.Module):
                 check_visible(mask, x.shape[0], grid)
         token_visible = visible if token_visible is None else token_visible
         if visible is None or bool(visible.all()):
-            skips, deepest = self._convolve(x.contiguous(memory_format=torch.channels_last_3d), None, strides)
+            skips, deepest = self._convolve(x, None, list(strides))
         else:
-            blocks, deepest = self._convolve(pack(x, visible), neighbour_table(visible), strides)
+            blocks, deepest = self._convolve(pack(x, visible), neighbour_table(visible), list(strides))
             skips = {stride: unpack(block, visible) for stride, block in blocks.items()}
             deepest = unpack(deepest, visible)
-        tokens = rearrange(deepest, "b c d h w -> b (d h w) c")
-        tokens = tokens + sincos_position(grid, tokens.shape[-1], tokens.device).to(tokens.dtype)
+        tokens = self._embed(deepest)
         order, inverse = (index.to(x.device) for index in scan_order(grid, self.scan, self.scan_seed))
         tokens = tokens[:, order]
         if token_visible is not None:
             kept = token_visible.flatten(1)[:, order]
             tokens = rearrange(tokens[kept], "(b k) c -> b k c", b=x.shape[0])
-        for layer in self.mamba:
-            tokens = layer(tokens)
-        return Encoding(skips, tokens, order, inverse)
+        return Encoding(skips, self._mix(tokens), order, inverse)
 
     def forward(self, x: Tensor, visible: Tensor | None = None) -> list[Tensor]:
         """Return the five feature maps of a volume.
@@ -172,6 +198,8 @@ class HyMamba(nn.Module):
         Returns:
             Maps at strides 1, 2, 4, 8, 16 with ``widths`` channels, zero where hidden.
         """
+        if torch.jit.is_scripting():
+            return self._scripted(x, visible)
         encoding = self.encode(x, visible)
         batch, grid = x.shape[0], token_grid(x.shape[2:])
         tokens = encoding.tokens
@@ -228,7 +256,19 @@ class HyMambaSeg(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Segment (B, C_in, D, H, W), sides multiples of 16: logits (B, out_channels, D, H, W)."""
-        *skips, y = self.encoder(x)
-        for up, skip in zip(self.up, reversed(skips), strict=True):
-            y = up(y, skip)
+        maps = self.encoder(x)
+        y = maps[4]
+        for index, up in enumerate(self.up):
+            y = up(y, maps[3 - index])
         return self.out(self.head(y))
+
+
+class HyMambaFeatures(HyMamba):
+    """HyMamba that returns its deepest feature map only; arguments and weights are those of ``HyMamba``."""
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        """Encode (B, C_in, D, H, W), sides multiples of 16: features (B, widths[4], D / 16, H / 16, W / 16)."""
+        if torch.jit.is_scripting():
+            return self._scripted(x, None)[4]
+        encoding, (d, h, w) = self.encode(x, strides=()), token_grid(x.shape[2:])
+        return rearrange(encoding.tokens[:, encoding.inverse], "b (d h w) c -> b c d h w", d=d, h=h, w=w)

@@ -79,6 +79,7 @@ def neighbour_table(visible: Tensor) -> Tensor:
     return torch.stack(shifted, dim=1)
 
 
+@torch.jit.unused  # a scripted network is dense
 def halo(blocks: Tensor, neighbours: Tensor) -> Tensor:
     """Surround every block with one voxel of its neighbours.
 

@@ -54,12 +54,13 @@ def scan_order(shape: tuple[int, int, int], kind: ScanKind, seed: int | None = N
         raise ValueError(f"kind {kind!r} must be one of {', '.join(kinds)}; the paper's default is raster")
     if kind == "shuffle" and (seed is None or seed < 0):
         raise ValueError(f"seed {seed} must be an integer >= 0 for kind 'shuffle'; pass seed=0 for a fixed permutation")
-    cached = _cached(grid, kind, seed if kind == "shuffle" else None)
-    return ScanOrder(cached.order.clone(), cached.inverse.clone())
+    order, inverse = _cached(grid, kind, seed if kind == "shuffle" else None)
+    return ScanOrder(torch.from_numpy(order.copy()), torch.from_numpy(inverse.copy()))
 
 
 @lru_cache(maxsize=64)
-def _cached(grid: tuple[int, int, int], kind: ScanKind, seed: int | None) -> ScanOrder:
+def _cached(grid: tuple[int, int, int], kind: ScanKind, seed: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """Compute once, as arrays: torch.jit.trace would record the making of a tensor, but on the first call only."""
     depth, height, width = grid
     raster = np.arange(depth * height * width)
     if kind == "raster":
@@ -73,7 +74,7 @@ def _cached(grid: tuple[int, int, int], kind: ScanKind, seed: int | None) -> Sca
         order = np.argsort(np.random.PCG64(seed).random_raw(raster.size), kind="stable")
     inverse = np.empty_like(raster)
     inverse[order] = raster
-    return ScanOrder(torch.from_numpy(order.astype(np.int64)), torch.from_numpy(inverse.astype(np.int64)))
+    return order.astype(np.int64), inverse.astype(np.int64)
 
 
 def _zigzag(index: np.ndarray) -> np.ndarray:

@@ -17,8 +17,8 @@ Equations, one channel
     y_t = C_t h_t + D u_t
     out_t = y_t silu(z_t)
 
-Three implementations of the recurrence: `naive` states it, `native` (its own file) is the CPU path, `fused` is
-mamba_ssm's CUDA kernel.
+Four implementations of the recurrence: `naive` states it, `native` (its own file) is the CPU path, `fused` is
+mamba_ssm's CUDA kernel, `parallel` keeps graphs small (torch.jit.trace, torch.compile, ONNX).
 
 Deliberate deviations from mamba_ssm: the last state carries its gradient; float64 inputs are computed in float64; A is
 real.
@@ -35,7 +35,7 @@ from torch import Tensor
 
 from mambamim_nets.ops.selective_scan_native import native
 
-__all__ = ["fused", "naive", "native", "selective_scan"]
+__all__ = ["fused", "naive", "native", "parallel", "selective_scan"]
 
 
 def naive(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
@@ -52,14 +52,35 @@ def naive(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Te
         y, (b, l, d), and the last state, (b, d, n).
     """
     channels = u.shape[2] // B.shape[1]
-    h = u.new_zeros(u.shape[0], *A.shape)
-    y = []
+    h = u.new_zeros((u.shape[0], A.shape[0], A.shape[1]))
+    y: list[Tensor] = []
     for t in range(u.shape[1]):
-        B_t, C_t = (matrix[:, :, t].repeat_interleave(channels, dim=1) for matrix in (B, C))
+        B_t, C_t = B[:, :, t].repeat_interleave(channels, dim=1), C[:, :, t].repeat_interleave(channels, dim=1)
         delta_t, u_t = delta[:, t, :, None], u[:, t, :, None]
         h = torch.exp(delta_t * A) * h + delta_t * B_t * u_t
         y.append((h * C_t).sum(-1))
     return torch.stack(y, dim=1), h
+
+
+def parallel(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
+    """Run the recurrence in log2(l) steps over the whole sequence, in plain tensor operations.
+
+    A stretch of tokens acts on the state as h -> a h + s, and (a, s) followed by (a', s') is (a a', a' s + s'). Every
+    token starts with a stretch of its own; each step joins it with the one before and so doubles its reach (Hillis and
+    Steele, CACM 29(12), 1986). Nothing is divided, so strong decay is harmless. Memory is a few times (b, l, d, n).
+    Arguments and results as in `naive`.
+    """
+    groups = B.shape[1]
+    u, delta = u.unflatten(2, (groups, -1)), delta.unflatten(2, (groups, -1))
+    B, C = B.transpose(1, 2).unsqueeze(3), C.transpose(1, 2).unsqueeze(3)  # (b, l, g, 1, n)
+    decay = torch.exp(delta.unsqueeze(-1) * A.unflatten(0, (groups, -1)))  # (b, l, g, d / g, n)
+    h = (delta * u).unsqueeze(-1) * B
+    reach = 1
+    while reach < u.shape[1]:
+        h = torch.cat([h[:, :reach], h[:, reach:] + decay[:, reach:] * h[:, :-reach]], dim=1)
+        decay = torch.cat([decay[:, :reach], decay[:, reach:] * decay[:, :-reach]], dim=1)
+        reach *= 2
+    return (h * C).sum(-1).flatten(2), h[:, -1].flatten(1, 2)
 
 
 @functools.cache
@@ -109,9 +130,9 @@ def selective_scan(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Scan sequences with the Mamba recurrence; the equations are at the top of this file.
 
-    CUDA tensors go to mamba_ssm's kernel where it is installed, CPU tensors to compiled loops, anything else, and
-    tracing, torch.compile and export, to the plain loop. All three agree. States and sums are float32 (float64 if u
-    is), also inside autocast.
+    CUDA tensors go to mamba_ssm's kernel where it is installed, CPU tensors to compiled loops, anything else to the
+    plain loop; tracing, torch.compile and export go to `parallel`, and so does a scripted network on CUDA, while on the
+    CPU it runs the plain loop. All agree. States and sums are float32 (float64 if u is), also inside autocast.
 
     Args:
         u: input, (B, D, L).
@@ -132,31 +153,47 @@ def selective_scan(
     Raises:
         ValueError: if a shape or dtype does not fit u, or D is not divisible by the number of groups.
     """
-    _check(u, delta, A, B, C, D, z, delta_bias)
-    tracing = torch.jit.is_tracing() or torch.compiler.is_compiling()  # the latter also while exporting
-    # mamba_ssm drops the gradient of the last state: with one to keep, the plain loop is right.
-    keeps_gradients = not (return_last_state and torch.is_grad_enabled())
-    usable = u.is_cuda and u.dtype != torch.float64 and not tracing and keeps_gradients
-    if usable and _mamba_ssm_scan() is not None:
-        return fused(u, delta, A, B, C, D, z, delta_bias, delta_softplus, return_last_state)
+    if not torch.jit.is_scripting():
+        _check(u, delta, A, B, C, D, z, delta_bias)
+        # mamba_ssm drops the gradient of the last state: with one to keep, the plain loop is right.
+        keeps_gradients = not (return_last_state and torch.is_grad_enabled())
+        usable = u.is_cuda and u.dtype != torch.float64 and not _recording() and keeps_gradients
+        if usable and _mamba_ssm_scan() is not None:
+            return fused(u, delta, A, B, C, D, z, delta_bias, delta_softplus, return_last_state)
 
     dtype = torch.float64 if u.dtype == torch.float64 else torch.float32
     # One transposition in front, so that everything after it is contiguous over channels.
-    x, step = (tensor.transpose(1, 2).to(dtype).contiguous() for tensor in (u, delta))
-    B, C = (tensor[:, None] if tensor.ndim == 3 else tensor for tensor in (B, C))
-    B, C = (tensor.transpose(2, 3).to(dtype) for tensor in (B, C))
+    x, step = u.transpose(1, 2).to(dtype).contiguous(), delta.transpose(1, 2).to(dtype).contiguous()
+    if B.ndim == 3:
+        B, C = B.unsqueeze(1), C.unsqueeze(1)
+    B, C = B.transpose(2, 3).to(dtype), C.transpose(2, 3).to(dtype)
     if delta_bias is not None:
         step = step + delta_bias.to(dtype)
     if delta_softplus:
         step = F.softplus(step)
-    recurrence = native if u.device.type == "cpu" and not tracing else naive
-    y, last_state = recurrence(x, step, A.to(dtype), B, C)
+    y, last_state = _recurrence(x, step, A.to(dtype), B, C)
     if D is not None:
         y = torch.addcmul(y, x, D.to(dtype))
     if z is not None:
         y = y * F.silu(z.transpose(1, 2).to(dtype).contiguous())
     out = y.to(u.dtype).transpose(1, 2)
-    return (out, last_state) if return_last_state else out
+    if return_last_state:
+        return out, last_state
+    return out
+
+
+def _recording() -> bool:
+    """Whether a graph is being recorded: by torch.jit.trace, torch.compile or torch.export (also under ONNX)."""
+    return torch.jit.is_tracing() or torch.compiler.is_compiling()
+
+
+def _recurrence(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
+    """Choose an implementation; scripting compiles its own branch alone."""
+    if torch.jit.is_scripting():
+        return parallel(u, delta, A, B, C) if u.is_cuda else naive(u, delta, A, B, C)
+    if _recording():
+        return parallel(u, delta, A, B, C)
+    return (native if u.device.type == "cpu" else naive)(u, delta, A, B, C)
 
 
 def _check(

@@ -13,18 +13,32 @@ LABELS: dict[str, dict[int, str]] = {
     "pancreas": {1: "pancreas", 2: "pancreatic tumour"},
     "hepatic_vessel": {1: "hepatic vessel", 2: "liver tumour"},
     "spleen": {1: "spleen"},
+    "amos": dict(enumerate(
+        ("spleen", "right kidney", "left kidney", "gallbladder", "oesophagus", "liver", "stomach", "aorta",
+         "inferior vena cava", "pancreas", "right adrenal gland", "left adrenal gland", "duodenum", "urinary bladder",
+         "prostate or uterus"), start=1)),
 }  # fmt: skip
-"""Label value to name, per kind: BTCV, BraTS and Medical Segmentation Decathlon values."""
+"""Label value to name, per kind: BTCV, BraTS, Medical Segmentation Decathlon and AMOS22 values.
+
+A subject's random stream starts from the position of its kind here, so new kinds go last.
+"""
 
 KINDS = tuple(LABELS)
 MODALITIES = {kind: ("CT",) for kind in KINDS} | {"brain": ("flair", "t1ce", "t1", "t2"), "hippocampus": ("MRI",)}
-"""Channels in order. Brain: the order of MONAI's BraTS21 lists."""
+MODALITIES |= {"amos": ("CT or MRI",)}
+"""Channels in order. Brain: the order of MONAI's BraTS21 lists. Amos: one channel, either of them in each subject."""
 
 # What carries a label under another tissue's name.
 SAME_LABEL = {"stomach content": "stomach", "stomach gas": "stomach"}
+SAME_LABEL |= {"urine": "urinary bladder", "urine with contrast": "urinary bladder"}
+BOWEL = {"duodenum": "bowel"}  # what the kinds that do not label it paint as bowel
 # kind: default shape, default spacing in mm, smallest side in voxels
 GRIDS = {kind: ((112, 96, 96), 2.8, 32) for kind in KINDS}
-GRIDS |= {"brain": ((96, 112, 96), 1.75, 32), "hippocampus": ((36, 51, 36), 1.0, 16)}
+GRIDS |= {
+    "brain": ((96, 112, 96), 1.75, 32),
+    "hippocampus": ((36, 51, 36), 1.0, 16),
+    "amos": ((128, 108, 146), 2.8, 32),
+}
 
 Nodes = Sequence[tuple[float, float, float, float]]
 
@@ -66,7 +80,7 @@ PANCREAS_PATH = ((30, 12, -26, 15), (20, 22, -10, 12), (-6, 30, 4, 11), (-34, 8,
 STOMACH_PATH = ((-52, -8, 74, 30), (-58, 22, 42, 28), (-48, 45, 8, 23), (-18, 54, -12, 17), (16, 42, -8, 11))
 BELLY = (  # below the diaphragm
     Part("bowel", [COLON_PATH]),
-    Part("bowel", [[(22, 40, -8, 10), (46, 16, -14, 12), (44, 2, -48, 11), (0, 2, -62, 10), (-40, 20, -50, 11)]]),
+    Part("duodenum", [[(22, 40, -8, 10), (46, 16, -14, 12), (44, 2, -48, 11), (0, 2, -62, 10), (-40, 20, -50, 11)]]),
     Part("liver", [LIVER_PATH], squash=(1, 1, 0.95)),
     Part("stomach", [STOMACH_PATH]),
     Part("stomach content", [[(x, y, z, r - 5) for x, y, z, r in STOMACH_PATH]], only=("stomach",)),

@@ -100,7 +100,7 @@ def _build(folder: Path, record: dict) -> None:
     for case, name in enumerate(names):
         seed = int(np.random.SeedSequence([record["seed"], case]).generate_state(1)[0])
         subject = make(kind, seed, record["shape"], record["spacing"])
-        dtype = np.int16 if MODALITIES[kind] == ("CT",) else np.float32
+        dtype = np.int16 if MODALITIES[kind][0].startswith("CT") else np.float32
         _save(folder / ("imagesTr" if case < cases else "imagesTs") / name, subject.image.astype(dtype), subject.affine)
         if case < cases:
             _save(folder / "labelsTr" / name, subject.label, subject.affine)

@@ -10,6 +10,7 @@ from scipy.ndimage import gaussian_filter
 
 from mambamim_nets.phantom.anatomy import (
     BELLY,
+    BOWEL,
     BRAIN,
     CEREBELLUM,
     COLON_PATH,
@@ -29,6 +30,7 @@ from mambamim_nets.phantom.anatomy import (
     Part,
 )
 from mambamim_nets.phantom.canvas import Axes, Canvas
+from mambamim_nets.phantom.pelvis import AMOS_HU, JOINTS, LIMBS, LOOPS, MR, TRUNKS, organs
 
 Shape = Sequence[int] | None
 Spacing = Sequence[float] | float | None
@@ -38,6 +40,15 @@ class Subject(NamedTuple):
     """Image float32 (D, H, W) or (D, H, W, 4), label uint8 (D, H, W), affine float64 (4, 4) to RAS mm."""
 
     image: np.ndarray
+    label: np.ndarray
+    affine: np.ndarray
+
+
+class Tissues(NamedTuple):
+    """Tissue uint8 (D, H, W), name -> its value there, label uint8 (D, H, W), affine float64 (4, 4) to RAS mm."""
+
+    tissue: np.ndarray
+    names: dict[str, int]
     label: np.ndarray
     affine: np.ndarray
 
@@ -62,34 +73,48 @@ def _tree(
     return paths
 
 
-def _abdomen(rng: Generator, axes: Axes, kind: str) -> tuple[np.ndarray, np.ndarray]:
-    canvas = Canvas(rng, axes, tuple(HU), size=157, bend=3.5, scale=0.05)
+def _abdomen(rng: Generator, axes: Axes, kind: str) -> Canvas:
+    amos = kind == "amos"
+    canvas = Canvas(rng, axes, tuple(AMOS_HU if amos else HU), size=206 if amos else 157, bend=3.5, scale=0.05)
     x, y, z = canvas.body
+    z -= 64 if amos else 0  # the volume's centre lies between abdomen and pelvis
     z += rng.uniform(-8, 8)  # in place: where the scan starts
-    # Trunk: distance in mm outside the abdominal cavity, a superellipse of half axes 122 and 86 mm around (0, -8).
-    depth = ((np.abs(x / 122) ** 2.3 + np.abs((y + 8) / 86) ** 2.3) ** (1 / 2.3) - 1) * 95
+    # Trunk: distance in mm outside the abdominal cavity, a superellipse of half axes 122 and 86 mm around (0, -8),
+    # wider and further back at the hips.
+    hips = np.clip((-70 - z) / 120, 0, 1) ** 2 if amos else 0
+    depth = np.abs(x / (122 + 30 * hips)) ** 2.3 + np.abs((y + 8 + 20 * hips) / (86 + 16 * hips)) ** 2.3
+    depth = (depth ** (1 / 2.3) - 1) * 95
     wall, fat = rng.uniform(8, 12), rng.uniform(4, 16)
     canvas.fill("skin", depth < wall + fat + 3)
     canvas.fill("subcutaneous fat", depth < wall + fat)
     canvas.fill("muscle", depth < wall)
     rib = (np.abs((z + 0.7 * y) / 27 % 1 - 0.5) < 0.22) & (z > 0.7 * y - 20) & (y < 50)
     canvas.fill("bone", rib & (depth > 1) & (depth < wall - 1))
-    canvas.fill("fat", depth < 0)
+    # At the hips, muscle reaches deeper on the sides and behind.
+    canvas.fill("fat", depth < -24 * hips * np.clip((x / 115) ** 2 + np.maximum(-(y + 30) / 70, 0), 0, 1))
     dome = 96 - 30 * ((np.abs(x) - 58) / 60) ** 2 - 30 * (y / 86) ** 2
     canvas.fill("lung", (depth < -1) & (z > dome) & (np.abs(x + 6) > 22 + 0.1 * y))
     shell = ("air", "skin", "subcutaneous fat")
     canvas.paint(FRAME, keep=shell, shift=1)
     canvas.fill("disc", canvas.where("marrow") & (np.abs(z / 34 % 1 - 0.5) < 0.1))
-    frame = (*shell, "muscle", "bone", "marrow", "cord", "disc", "lung")
+    frame: tuple[str, ...] = (*shell, "muscle", "bone", "marrow", "cord", "disc", "lung")
+    if amos:
+        canvas.paint(LIMBS, shell, shift=1)
+        canvas.paint(JOINTS, shell, shift=0, girth=0)
+        frame += ("cartilage",)
     # Small bowel: loops wandering in the lower middle, with content and gas.
-    low, high = np.array((-62, -5, -140)), np.array((62, 58, -58))
-    for _ in range(5):
+    low, high, loops = LOOPS if amos else (np.array((-62, -5, -140)), np.array((62, 58, -58)), 5)
+    for _ in range(loops):
         loop = np.clip(rng.uniform(low, high) + np.cumsum(rng.normal(0, 22, (9, 3)), 0), low, high)
         for tissue, radius in (("bowel", 12), ("bowel content", 8)):
             canvas.paint([Part(tissue, [[(*point, radius) for point in loop]])], frame)
     gas = [[(*rng.uniform(low, high), rng.uniform(8, 15))] for _ in range(8)]
     canvas.paint([Part("bowel gas", gas, only=("bowel", "bowel content"))])
-    canvas.paint(BELLY, frame)
+    if amos:
+        canvas.paint(organs(rng), frame)
+    canvas.paint(
+        BELLY if amos else [part._replace(tissue=BOWEL.get(part.tissue, part.tissue)) for part in BELLY], frame
+    )
     canvas.paint(
         [Part("bowel content", [[(x, y, z, r - 4) for x, y, z, r in COLON_PATH]], only=("bowel",), wobble=0.3)]
     )
@@ -104,16 +129,27 @@ def _abdomen(rng: Generator, axes: Axes, kind: str) -> tuple[np.ndarray, np.ndar
     if kind == "hepatic_vessel":
         lesions = [[(*_along(rng, LIVER_PATH[:-1], 0.5), rng.uniform(9, 20))] for _ in range(rng.integers(1, 4))]
         canvas.paint([Part("liver tumour", lesions, only=("liver", "hepatic vessel"), wobble=0.15)])
-    canvas.paint(VESSELS, (*shell, "bone", "marrow"), shift=1)
+    canvas.paint(TRUNKS if amos else VESSELS, (*shell, "bone", "marrow"), shift=1)
+    return canvas
 
-    values = np.array(list(HU.values()), np.float32)
+
+def _abdomen_image(rng: Generator, canvas: Canvas) -> np.ndarray:
+    values = np.array([AMOS_HU[name] for name in canvas.index], np.float32)
     values += (np.abs(values) < 300) * rng.normal(0, 6, len(values))  # contrast phase; not air, lung and bone
     image = values[canvas.tissue] + 6 * canvas.waves(40) * (canvas.tissue > 0)
     image = gaussian_filter(image, 0.5) + rng.normal(0, 12, image.shape)
-    return np.rint(np.clip(image, -1024, 3071)), _labels(canvas, kind)
+    return np.rint(np.clip(image, -1024, 3071))
 
 
-def _brain(rng: Generator, axes: Axes, kind: str) -> tuple[np.ndarray, np.ndarray]:
+def _mr_image(rng: Generator, canvas: Canvas) -> np.ndarray:
+    values = np.array([MR[name] for name in canvas.index], np.float32) * rng.uniform(0.85, 1.15, len(canvas.index))
+    image = values.astype(np.float32)[canvas.tissue] * (1 + 0.05 * canvas.waves(40))
+    image = gaussian_filter(image, 0.5) * np.exp(0.2 * canvas.waves(2))  # bias field
+    noise = rng.uniform(10, 30) * rng.standard_normal((2, *image.shape), np.float32)
+    return np.rint(np.hypot(image + noise[0], noise[1]) * 2 ** rng.uniform(-2, 2))  # magnitude: Rician noise
+
+
+def _brain(rng: Generator, axes: Axes, kind: str) -> Canvas:
     canvas = Canvas(rng, axes, tuple(BRAIN), size=98, bend=2, scale=0.06)
     x, y, z = canvas.body
     depth = (1 - np.sqrt((x / 66) ** 2 + (y / 83) ** 2 + ((z - 6) / 62) ** 2)) * 66  # mm below the surface
@@ -137,7 +173,10 @@ def _brain(rng: Generator, axes: Axes, kind: str) -> tuple[np.ndarray, np.ndarra
         Part("necrotic core", [[(*centre, 0.65 * radius)]], only=("enhancing tumour",), wobble=0.2),
     ]
     canvas.paint(tumour, keep=("outside",), shift=0, girth=0)
+    return canvas
 
+
+def _brain_image(rng: Generator, canvas: Canvas) -> np.ndarray:
     means = np.array(list(BRAIN.values()), np.float32)
     values = means * rng.uniform(0.94, 1.06, means.shape) * rng.uniform(0.5, 2, 4)
     bias, texture, brain = 1 + 0.06 * canvas.waves(3), 1 + 0.03 * canvas.waves(48), canvas.tissue > 0
@@ -146,21 +185,24 @@ def _brain(rng: Generator, axes: Axes, kind: str) -> tuple[np.ndarray, np.ndarra
         channel = gaussian_filter(value[canvas.tissue] * texture, 0.5) * bias
         channel += 0.025 * value.max() * rng.standard_normal(channel.shape, np.float32)
         channels.append(np.where(brain, np.maximum(channel, 1), 0))
-    return np.stack(channels, -1), _labels(canvas, kind)
+    return np.stack(channels, -1)
 
 
-def _hippocampus(rng: Generator, axes: Axes, kind: str) -> tuple[np.ndarray, np.ndarray]:
+def _hippocampus(rng: Generator, axes: Axes, kind: str) -> Canvas:
     canvas = Canvas(rng, axes, tuple(HIPPOCAMPUS), size=30, bend=0.9, scale=0.08)
     canvas.fill("grey matter", np.abs(canvas.waves(6)) < 0.25)
     canvas.paint(TEMPORAL, shift=0.8, girth=0.08)
     behind = (axes[1] < rng.normal(4, 1))[None, :, None]  # a coronal plane, as raters cut it
     canvas.fill("posterior", canvas.where("anterior") & behind)
+    return canvas
 
+
+def _hippocampus_image(rng: Generator, canvas: Canvas) -> np.ndarray:
     values = np.array(list(HIPPOCAMPUS.values()), np.float32) * rng.uniform(0.95, 1.05, len(HIPPOCAMPUS))
     values[-1] = values[-2]  # the two labels are one tissue
     image = values[canvas.tissue] * (1 + 0.06 * canvas.waves(3)) + 0.06 * canvas.waves(14)
     image = gaussian_filter(image, 0.6) + rng.normal(0, 0.04, image.shape)
-    return np.maximum(image, 0) * 10 ** rng.uniform(2, 3.1), _labels(canvas, kind)
+    return np.maximum(image, 0) * 10 ** rng.uniform(2, 3.1)
 
 
 def _labels(canvas: Canvas, kind: str) -> np.ndarray:
@@ -196,9 +238,10 @@ def make(kind: str, seed: int, shape: Shape = None, spacing: Spacing = None) -> 
 
     Args:
         kind: one of KINDS. "abdomen" carries the 13 BTCV labels; "spleen", "pancreas" and "hepatic_vessel" are other
-            subjects of the same body with the Decathlon labels of those tasks; "brain" is skull-stripped, with BraTS
-            labels and the channels flair, t1ce, t1, t2 last; "hippocampus" is a crop of varying shape and scale.
-        seed: 0 or above.
+            subjects of the same body with the Decathlon labels of those tasks; "amos" reaches down to the hips and
+            carries the 15 AMOS22 labels; "brain" is skull-stripped, with BraTS labels and the channels flair, t1ce,
+            t1, t2 last; "hippocampus" is a crop of varying shape and scale.
+        seed: 0 or above. Of "amos", seeds 4, 9, 14, ... are MR-like, all others CT-like.
         shape: (D, H, W) in voxels. Alone it keeps the field of view and changes the spacing; on coarse grids small
             organs may vanish.
         spacing: mm per axis or one number. Alone it keeps the field of view and changes the shape.
@@ -209,6 +252,35 @@ def make(kind: str, seed: int, shape: Shape = None, spacing: Spacing = None) -> 
     Raises:
         ValueError: on an unknown kind, a negative seed, or a shape or spacing out of range.
     """
+    rng, canvas, affine = _subject(kind, seed, shape, spacing)
+    images = {"brain": _brain_image, "hippocampus": _hippocampus_image}
+    image = (_mr_image if is_mr(kind, seed) else images.get(kind, _abdomen_image))(rng, canvas)
+    return Subject(image.astype(np.float32), _labels(canvas, kind), affine)
+
+
+def is_mr(kind: str, seed: int) -> bool:
+    """Return whether this subject of the kind "amos", as every fifth, has MR-like intensities instead of HU."""
+    return kind == "amos" and seed % 5 == 4
+
+
+def tissues(kind: str, seed: int, spacing: Spacing = None) -> Tissues:
+    """Return the tissues of one synthetic subject, on which `make` with the same arguments looks its intensities up.
+
+    Args:
+        kind, seed, spacing: as in `make`.
+
+    Returns:
+        Tissues: the map, the value of each tissue's name in it, the label and the affine of the same subject.
+
+    Raises:
+        ValueError: as in `make`.
+    """
+    _, canvas, affine = _subject(kind, seed, None, spacing)
+    return Tissues(canvas.tissue, dict(canvas.index), _labels(canvas, kind), affine)
+
+
+def _subject(kind: str, seed: int, shape: Shape, spacing: Spacing) -> tuple[Generator, Canvas, np.ndarray]:
+    """Paint the tissues of a subject; return its source of randomness, where painting left it, canvas and affine."""
     chosen, spaced = complete_grid(kind, shape, spacing)
     if seed < 0:
         raise ValueError(f"seed {seed} must be 0 or above")
@@ -218,7 +290,7 @@ def make(kind: str, seed: int, shape: Shape = None, spacing: Spacing = None) -> 
         least, most = np.array((31, 40, 26)) / spaced, np.array((43, 59, 47)) / spaced
         chosen = tuple(int(n) for n in np.rint(np.clip(wanted, least, most)))
     axes = [(np.arange(n) - (n - 1) / 2) * s for n, s in zip(chosen, spaced, strict=True)]
-    image, label = {"brain": _brain, "hippocampus": _hippocampus}.get(kind, _abdomen)(rng, axes, kind)
+    canvas = {"brain": _brain, "hippocampus": _hippocampus}.get(kind, _abdomen)(rng, axes, kind)
     affine = np.diag((*spaced, 1.0))
     affine[:3, 3] = [axis[0] for axis in axes]
-    return Subject(image.astype(np.float32), label, affine)
+    return rng, canvas, affine

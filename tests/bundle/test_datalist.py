@@ -1,4 +1,4 @@
-"""mambamim_nets.bundle.datalist: layouts and sources."""
+"""mambamim_nets.bundle.datalist: sources of unlabelled images."""
 
 import json
 import logging
@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from mambamim_nets.bundle.datalist import labelled_cases, unlabelled_images
+from mambamim_nets.bundle.datalist import unlabelled_images
 
 
 def nifti(path: Path, value: int = 1) -> Path:
@@ -42,109 +42,6 @@ def nnunet(root: Path, n: int = 3, channels: int = 1) -> Path:
     names = {str(channel): f"m{channel}" for channel in range(channels)}
     write(root / "dataset.json", {"channel_names": names, "file_ending": ".nii.gz", "numTraining": n})
     return root
-
-
-class TestLabelledCases:
-    def test_decathlon(self, tmp_path):
-        cases = labelled_cases(decathlon(tmp_path))
-        assert [item["case"] for item in cases] == ["scan_001", "scan_002", "scan_003", "scan_004"]
-        assert cases[0]["image"] == str(tmp_path / "imagesTr" / "scan_001.nii.gz")
-        assert cases[0]["label"] == str(tmp_path / "labelsTr" / "scan_001.nii.gz")
-        assert "subject" not in cases[0]
-
-    def test_relative_dataset_dir_gives_absolute_paths(self, tmp_path, monkeypatch):
-        decathlon(tmp_path / "set")
-        monkeypatch.chdir(tmp_path)
-        assert all(os.path.isabs(item["image"]) for item in labelled_cases("set"))
-
-    def test_subjects_come_from_the_entry_and_else_from_split_json(self, tmp_path):
-        decathlon(tmp_path, n=2)
-        content = json.loads((tmp_path / "dataset.json").read_text())
-        content["training"][0]["subject"] = 9
-        write(tmp_path / "dataset.json", content)
-        known = [{"case": "scan_001", "subject": 1}, {"case": "scan_002", "subject": 2}]
-        write(tmp_path / "split.json", {"cases": known})
-        assert [item["subject"] for item in labelled_cases(tmp_path)] == ["9", "2"]
-
-    def test_several_files_per_decathlon_image(self, tmp_path):
-        write(tmp_path / "dataset.json", {"training": [{"image": ["a_t1.nii.gz", "a_t2.nii.gz"], "label": "a.nii.gz"}]})
-        (item,) = labelled_cases(tmp_path)
-        assert item["case"] == "a"
-        assert item["image"] == [str(tmp_path / "a_t1.nii.gz"), str(tmp_path / "a_t2.nii.gz")]
-
-    def test_equal_file_names_are_told_apart_by_their_folders(self, tmp_path):
-        entries = [{"image": f"case_{i}/imaging.nii.gz", "label": f"case_{i}/seg.nii.gz"} for i in range(2)]
-        write(tmp_path / "dataset.json", {"training": entries})
-        assert [item["case"] for item in labelled_cases(tmp_path)] == ["case_0_imaging", "case_1_imaging"]
-
-    def test_repeated_case_is_refused(self, tmp_path):
-        entry = {"image": "a.nii.gz", "label": "b.nii.gz"}
-        write(tmp_path / "dataset.json", {"training": [entry, entry]})
-        with pytest.raises(ValueError, match="unique, repeated: a"):
-            labelled_cases(tmp_path)
-
-    @pytest.mark.parametrize("channels", [1, 3])
-    def test_nnunet(self, tmp_path, channels):
-        cases = labelled_cases(nnunet(tmp_path, channels=channels))
-        assert [item["case"] for item in cases] == ["case_0", "case_1", "case_2"]
-        image = cases[1]["image"]
-        expected = [str(tmp_path / "imagesTr" / f"case_1_{channel:04d}.nii.gz") for channel in range(channels)]
-        assert image == (expected[0] if channels == 1 else expected)
-
-    def test_nnunet_with_its_own_file_list(self, tmp_path):
-        nnunet(tmp_path, n=1)
-        content = json.loads((tmp_path / "dataset.json").read_text())
-        content["dataset"] = {"x": {"images": ["imagesTr/case_0_0000.nii.gz"], "label": "labelsTr/case_0.nii.gz"}}
-        write(tmp_path / "dataset.json", content)
-        assert [item["case"] for item in labelled_cases(tmp_path)] == ["x"]
-
-    def test_nnunet_missing_channel_is_named(self, tmp_path):
-        nnunet(tmp_path, channels=2)
-        (tmp_path / "imagesTr" / "case_1_0001.nii.gz").unlink()
-        with pytest.raises(FileNotFoundError, match="case_1_0001"):
-            labelled_cases(tmp_path)
-
-    def test_nnunet_number_of_cases(self, tmp_path):
-        nnunet(tmp_path)
-        (tmp_path / "labelsTr" / "case_1.nii.gz").unlink()
-        with pytest.raises(ValueError, match="numTraining 3 must equal the 2 cases"):
-            labelled_cases(tmp_path)
-
-    def test_missing_folder_names_it_and_the_remedy(self, tmp_path):
-        with pytest.raises(FileNotFoundError, match=r"nowhere.*is not a folder.*--dataset_dir phantom"):
-            labelled_cases(tmp_path / "nowhere")
-
-    def test_folder_without_description(self, tmp_path):
-        with pytest.raises(FileNotFoundError, match=r"no dataset\.json.*--dataset_dir phantom"):
-            labelled_cases(tmp_path)
-
-    @pytest.mark.parametrize("path", ["../other/a.nii.gz", "imagesTr/../../a.nii.gz", "/etc/a.nii.gz"])
-    @pytest.mark.parametrize("key", ["image", "label"])
-    def test_path_that_leaves_the_folder_is_refused(self, tmp_path, path, key):
-        entry = {"image": "a.nii.gz", "label": "a.nii.gz", key: path}
-        write(tmp_path / "set" / "dataset.json", {"training": [entry]})
-        with pytest.raises(ValueError, match="must stay inside"):
-            labelled_cases(tmp_path / "set")
-
-    @pytest.mark.parametrize(
-        ("content", "message"),
-        [
-            ({"name": "x"}, r"needs a 'training' list .* has keys \['name'\]"),
-            ([], "has a list"),
-            ({"training": []}, "names no labelled case"),
-            ({"training": [{"image": "a.nii.gz"}]}, "must have 'image' and 'label'"),
-        ],
-        ids=["neither layout", "list", "empty", "entry without label"],
-    )
-    def test_malformed_description(self, tmp_path, content, message):
-        write(tmp_path / "dataset.json", content)
-        with pytest.raises(ValueError, match=message):
-            labelled_cases(tmp_path)
-
-    def test_invalid_json_is_named(self, tmp_path):
-        (tmp_path / "dataset.json").write_text("{")
-        with pytest.raises(ValueError, match=r"dataset\.json is not valid JSON"):
-            labelled_cases(tmp_path)
 
 
 class TestUnlabelledImages:

@@ -13,8 +13,8 @@ from monai.data import MetaTensor
 
 from mambamim_nets.bundle.tables import MetricsTable, case_metrics
 
-LABELS = {0: "background", 1: "anterior", 2: "posterior"}
-ONE = {1: "cube"}
+STRUCTURES = {"anterior": (1,), "posterior": (2,)}
+ONE = {"cube": (1,)}
 
 
 def cube(start: int, shape=(24, 20, 18), value: int = 1) -> np.ndarray:
@@ -57,7 +57,7 @@ class TestCaseMetrics:
         assert metrics == {"dice": 1.0, "hd95": 0.0, "surface_dice": 1.0, "missing": 0.0}
 
     def test_absent_in_both_is_not_counted(self):
-        metrics = case_metrics(cube(6), cube(6), LABELS, (1, 1, 1))["posterior"]
+        metrics = case_metrics(cube(6), cube(6), STRUCTURES, (1, 1, 1))["posterior"]
         assert all(math.isnan(metrics[key]) for key in ("dice", "hd95", "surface_dice"))
         assert metrics["missing"] == 0
 
@@ -70,7 +70,9 @@ class TestCaseMetrics:
 
     def test_both_empty(self):
         empty = np.zeros((4, 5, 6), np.uint8)
-        assert all(math.isnan(metrics["dice"]) for metrics in case_metrics(empty, empty, LABELS, (1, 1, 1)).values())
+        assert all(
+            math.isnan(metrics["dice"]) for metrics in case_metrics(empty, empty, STRUCTURES, (1, 1, 1)).values()
+        )
 
     def test_crop_changes_nothing_at_the_border(self):
         inside, border = np.zeros((12, 12, 12), np.uint8), np.zeros((8, 8, 8), np.uint8)
@@ -87,7 +89,7 @@ class TestCaseMetrics:
         pred = both.copy()
         both[10:16][both[10:16] == 1] = 2
         pred[11:16][pred[11:16] == 1] = 2
-        metrics = case_metrics(pred, both, LABELS, (1, 1, 1))
+        metrics = case_metrics(pred, both, STRUCTURES, (1, 1, 1))
         assert metrics["anterior"]["dice"] == pytest.approx(2 * 4 / 9)
         assert metrics["posterior"]["dice"] == pytest.approx(2 * 5 / 11)
 
@@ -104,7 +106,7 @@ class TestCaseMetrics:
     )
     def test_kinds_of_input(self, convert):
         pred, label = convert(cube(6)), convert(cube(8))
-        metrics = case_metrics(pred, label, {"1": "cube"}, (1, 1, 1))["cube"]
+        metrics = case_metrics(pred, label, {"cube": ["1"]}, (1, 1, 1))["cube"]
         assert metrics["dice"] == pytest.approx(0.8)
         assert isinstance(metrics["hd95"], float)
 
@@ -117,19 +119,19 @@ class TestCaseMetrics:
             ({"spacing": (1, 1)}, "spacing"),
             ({"spacing": (1, 0, 1)}, "spacing"),
             ({"tolerance_mm": -1}, "tolerance_mm -1"),
-            ({"labels": {0: "background"}}, "must name at least one class"),
-            ({"labels": {1: "a", 2: "a"}}, "each differently"),
+            ({"structures": {}}, "must name at least one"),
+            ({"structures": {"background": [0]}}, "other than 0"),
         ],
     )
     def test_bad_arguments(self, changes, message):
-        arguments = {"pred": cube(6), "label": cube(6), "labels": ONE, "spacing": (1, 1, 1), **changes}
+        arguments = {"pred": cube(6), "label": cube(6), "structures": ONE, "spacing": (1, 1, 1), **changes}
         with pytest.raises(ValueError, match=message):
             case_metrics(**arguments)
 
 
 class TestMetricsTable:
     def test_files(self, tmp_path):
-        table = MetricsTable(LABELS, tolerance_mm=2)
+        table = MetricsTable(STRUCTURES, tolerance_mm=2)
         table.add("b", {"anterior": row(0.6, 3.0, 0.7), "posterior": row(0.0, math.nan, 0.0, 1.0)})
         table.add("a", {"anterior": row(0.9, 1.0, 0.8), "posterior": row(0.8, 2.0, 0.9)})
         table.add("c", {"anterior": row(0.9, 2.0, 0.9), "posterior": row(math.nan, math.nan, math.nan)})
@@ -174,7 +176,7 @@ class TestMetricsTable:
         assert "| cube | - (n 0) | - (n 0) | - (n 0) | 0 |" in table.write(tmp_path)
 
     def test_errors(self, tmp_path):
-        table = MetricsTable(LABELS)
+        table = MetricsTable(STRUCTURES)
         with pytest.raises(ValueError, match="no case was added"):
             table.write(tmp_path)
         with pytest.raises(ValueError, match=r"case 'a': classes \['cube'\] must be"):
@@ -202,3 +204,13 @@ def _rank(rank: int, port: int, folder: str) -> None:
     with open(f"{folder}/{rank}.md", "w", encoding="utf-8") as file:
         file.write(text)
     dist.destroy_process_group()
+
+
+def test_a_region_is_measured_as_the_union_of_its_labels():
+    pred, label = cube(6), cube(6)
+    label[label == 1] = np.where(np.arange((label == 1).sum()) % 2, 1, 4)
+    regions = {"core": (1, 4), "enhancing": (4,)}
+    metrics = case_metrics(pred, label, regions, (1, 1, 1))
+    assert metrics["core"]["dice"] == 1 and metrics["enhancing"] == pytest.approx(
+        {"dice": 0, "hd95": math.nan, "surface_dice": 0, "missing": 1}, nan_ok=True
+    )

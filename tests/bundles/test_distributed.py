@@ -11,6 +11,7 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 
+from mambamim_nets import HyMambaSeg
 from mambamim_nets import bundle as mb
 
 BUNDLES = Path(__file__).parents[2] / "bundles"
@@ -46,21 +47,25 @@ def metrics(folder):
         }
 
 
-def test_two_processes_evaluate_as_one_does(workflow, data, network_file, tmp_path):
+@pytest.mark.parametrize(("name", "rows"), [("msd_seg", 5 * 2), ("brats_seg", 4 * 3)])
+def test_two_processes_evaluate_as_one_does(workflow, data_of, small, tmp_path, name, rows):
+    torch.manual_seed(0)
+    network = HyMambaSeg(4 if name == "brats_seg" else 1, 3, size="tiny")
+    torch.save(network.state_dict(), tmp_path / "network.pt")
     options = {
-        **{"dataset_dir": str(data), "checkpoint": str(network_file), "fold": 1, "part": "train", "pictures": 3},
-        "output_dir": str(tmp_path / "run"),
+        **{"dataset_dir": str(data_of(name)), "checkpoint": str(tmp_path / "network.pt")},
+        **{"fold": 1, "part": "train", "pictures": 3, "output_dir": str(tmp_path / "run")},
     }
-    alone = workflow("msd_seg", ["train", "evaluate"], eval_dir=str(tmp_path / "one"), **options)
+    alone = workflow(name, ["train", "evaluate"], eval_dir=str(tmp_path / "one"), **options)
     alone.run()
     alone.finalize()
-    line = [f"--{key}={value}" for key, value in options.items()]
-    configs = str(files("msd_seg", "train", "evaluate", "multi_gpu_evaluate"))
-    line += ["--roi_size=[32,32,32]", f"--eval_dir={tmp_path / 'two'}"]
+    options |= {key: value for key, value in small[name].items() if key in ("roi_size", "spacing")}
+    line = [f"--{key}={value}" for key, value in {**options, "eval_dir": tmp_path / "two"}.items()]
+    configs = str(files(name, "train", "evaluate", "multi_gpu_evaluate"))
     output = launch("-m", "monai.bundle", "run", "--config_file", configs, *line, cwd=tmp_path)
     assert output.count("segmentation evaluation") == 1, "every process announces the run"
     one, two = metrics(tmp_path / "one"), metrics(tmp_path / "two")
-    assert len(one) == 10, "five cases, an odd number, of two classes"
+    assert len(one) == rows, "five cases, an odd number, of two classes; four of three regions"
     assert one.keys() == two.keys()
     for row, values in one.items():
         assert two[row] == pytest.approx(values, abs=1e-6, nan_ok=True), row

@@ -38,8 +38,8 @@ def scans(tmp_path_factory) -> Path:
     return folder
 
 
-def segment(workflow, network_file, source, folder):
-    options = {"input": str(source), "output_dir": str(folder), "checkpoint": str(network_file), "pictures": 1}
+def segment(workflow, network_file, source, folder, **options):
+    options |= {"input": str(source), "output_dir": str(folder), "checkpoint": str(network_file)}
     made = workflow("msd_seg", ["inference"], **options)
     made.run()
     made.finalize()
@@ -51,9 +51,12 @@ def results(workflow, scans, network_file, tmp_path_factory):
     return segment(workflow, network_file, scans, tmp_path_factory.mktemp("results"))
 
 
-def test_every_scan_of_a_folder_has_a_result_of_its_name_and_a_picture_was_drawn(scans, results):
+def test_every_scan_of_a_folder_has_a_result_and_a_picture_of_its_name(scans, results):
     assert sorted(results) == sorted(p.name.replace(".nii.gz", "_seg.nii.gz") for p in scans.iterdir())
-    assert list(next(iter(results.values())).parent.glob("*_overlay.png"))
+    pictures = next(iter(results.values())).parent.glob("*_preview.png")
+    assert sorted(p.name for p in pictures) == sorted(
+        p.name.replace(".nii.gz", "_preview.png") for p in scans.iterdir()
+    )
 
 
 @pytest.mark.parametrize("kind", ["RAS", "LPS", "PIR", OBLIQUE])
@@ -77,7 +80,7 @@ def test_how_a_scan_is_stored_does_not_change_the_anatomy_found(results, kind):
 
 
 def test_one_file_gives_the_result_it_gives_in_a_folder(workflow, scans, network_file, results, tmp_path):
-    alone = segment(workflow, network_file, scans / "scan_PIR.nii.gz", tmp_path)
+    alone = segment(workflow, network_file, scans / "scan_PIR.nii.gz", tmp_path, previews=False)
     assert list(alone) == ["scan_PIR_seg.nii.gz"]
     again, before = nib.load(alone["scan_PIR_seg.nii.gz"]), nib.load(results["scan_PIR_seg.nii.gz"])
     assert np.array_equal(np.asarray(again.dataobj), np.asarray(before.dataobj))

@@ -47,12 +47,17 @@ def assert_identical(a, b, where="checkpoint"):
         assert a == b, where
 
 
-@pytest.mark.parametrize("num_workers", [0, 1])
-@pytest.mark.parametrize("name", ["pretrain", "msd_seg"])
-def test_an_interrupted_run_ends_bit_exactly_where_an_uninterrupted_one_does(
-    workflow, data, tmp_path, name, num_workers
-):
-    options = {"num_workers": num_workers, **({"val_interval": 3} if name == "msd_seg" else {})}
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("pretrain", {"num_workers": 0}),
+        ("pretrain", {"num_workers": 1}),
+        ("msd_seg", {"num_workers": 0, "val_interval": 3}),
+        ("msd_seg", {"num_workers": 1, "val_interval": 3, "ema": 0.9}),
+    ],
+    ids=["pretrain", "pretrain in a worker", "msd_seg", "msd_seg in a worker, averaged"],
+)
+def test_an_interrupted_run_ends_bit_exactly_where_an_uninterrupted_one_does(workflow, data, tmp_path, name, options):
     run(workflow, name, tmp_path / "whole", data, **options)
     run(workflow, name, tmp_path / "parts", data, stop_in_epoch=3, **options)
     assert saved(tmp_path / "parts")["epoch"] == 2
@@ -60,6 +65,8 @@ def test_an_interrupted_run_ends_bit_exactly_where_an_uninterrupted_one_does(
     whole, parts = saved(tmp_path / "whole"), saved(tmp_path / "parts")
     assert whole["epoch"] == 4 and whole["optimizer"]["state"] and whole["lr_scheduler"]["last_epoch"] > 0
     assert_identical(whole, parts)
+    if "ema" in options:
+        assert not any(torch.equal(whole["average"][key], whole["model"][key]) for key in list(whole["model"])[:5])
     best = "encoder.pt" if name == "pretrain" else "model_best.pt"
     assert_identical(saved(tmp_path / "whole", best), saved(tmp_path / "parts", best))
 
@@ -92,8 +99,9 @@ def causes(error):
         ({"resume": "perhaps"}, "resume 'perhaps' must be true or false"),
         ({"fold": 1}, "belongs to another run (fold=0 there, 1 here); give another --output_dir"),
         ({"size": "base"}, "size='tiny' there, 'base' here"),
+        ({"ema": 0.9}, "ema=0.0 there, 0.9 here"),
     ],
-    ids=["refused", "unknown", "fold", "size"],
+    ids=["refused", "unknown", "fold", "size", "ema"],
 )
 def test_what_does_not_belong_together_is_refused(workflow, data, finished, options, message):
     with pytest.raises(Exception) as caught:

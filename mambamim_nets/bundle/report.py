@@ -1,0 +1,288 @@
+"""What people look at: metrics and overlays of an evaluation; label maps, previews, volumes, features of new scans."""
+
+import csv
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import torch
+import torch.distributed as dist
+from ignite.engine import Events
+from monai.data import MetaTensor
+from monai.engines import Evaluator
+from monai.transforms import LoadImage, Orientation
+
+from mambamim_nets.bundle.data import case_name
+from mambamim_nets.bundle.dicom import series_files, write_dicom_seg
+from mambamim_nets.bundle.launch import process_rank
+from mambamim_nets.bundle.pictures import figure_array, overlay, overlay_figure
+from mambamim_nets.bundle.scans import LoadScand, ScanLoader
+from mambamim_nets.bundle.tables import MetricsTable, case_metrics
+from mambamim_nets.bundle.targets import Targets
+
+__all__ = ["CaseReport", "FeatureReport", "ScanReport", "ValidationPicture", "preview_window"]
+
+logger = logging.getLogger("mambamim_nets")
+VOLUMES = "volumes.csv"
+
+
+def preview_window(kind: str, low: float = 0.0, high: float = 0.0) -> tuple[float, float] | None:
+    """Return the grey window of pictures: the HU range of CT; None, percentiles of the picture, for everything else."""
+    return (low, high) if kind == "ct" else None
+
+
+def _preview(
+    image: MetaTensor,
+    prediction: np.ndarray,
+    labels: Mapping[int, str],
+    path: Path,
+    title: str,
+    reference: np.ndarray | None = None,
+    window: tuple[float, float] | None = None,
+) -> None:
+    """Draw label maps over the first channel of an image (C, D, H, W) on the same grid."""
+    to_ras = Orientation("RAS", labels=None)
+
+    def upright(array: Any) -> Any:
+        return to_ras(MetaTensor(torch.as_tensor(array)[None], affine=image.affine))[0].numpy()
+
+    upright_image: Any = to_ras(image[:1])
+    spacing = tuple(float(s) for s in upright_image.pixdim)
+    maps = [None if array is None else upright(array) for array in (prediction, reference)]
+    overlay(upright_image[0].numpy(), maps[0], labels, path, title, maps[1], spacing, window)
+    logger.info("picture: %s", path)
+
+
+class CaseReport:
+    """Collect metrics of every case on its own grid; write tables and overlays of prediction and reference.
+
+    Expects ``pred`` (1, D, H, W) label maps with the affine of the input, ``image`` with its file name and ``label``,
+    and batches with ``case``; attached to an evaluator.
+
+    Args:
+        targets: of the task.
+        folder: where files go.
+        pictures: how many overlay pictures to draw at most, over all processes.
+        tolerance_mm: of the surface Dice.
+        window: grey values shown black and white; None: percentiles.
+    """
+
+    def __init__(
+        self,
+        targets: Targets,
+        folder: str,
+        pictures: int = 8,
+        tolerance_mm: float = 1.0,
+        window: tuple[float, float] | None = None,
+    ) -> None:
+        self.targets, self.folder, self.tolerance_mm, self.window = targets, Path(folder), tolerance_mm, window
+        processes = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+        self.pictures = (pictures + processes - 1 - process_rank()) // processes  # this process's share
+        self.table = MetricsTable(targets.structures, tolerance_mm)
+
+    def attach(self, engine: Evaluator) -> None:
+        engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
+        engine.add_event_handler(Events.COMPLETED, self._write)
+
+    def _start(self, engine: Evaluator) -> None:
+        self.table = MetricsTable(self.targets.structures, self.tolerance_mm)
+
+    def _collect(self, engine: Evaluator) -> None:
+        for source, item in zip(engine.state.batch, engine.state.output, strict=True):
+            pred: Any = item["pred"]
+            file = item["image"].meta["filename_or_obj"]  # of several, one for each channel, the first
+            case = source["case"]
+            prediction = pred[0].cpu().numpy().astype("uint8")
+            reference = item["label"][0].cpu().numpy().round().astype("uint8")
+            spacing = [float(s) for s in pred.pixdim]
+            metrics = case_metrics(prediction, reference, self.targets.structures, spacing, self.tolerance_mm)
+            self.table.add(case, metrics)
+            if self.pictures > 0:
+                self.pictures -= 1
+                image: Any = LoadImage(image_only=True, ensure_channel_first=True)(file)
+                path = self.folder / f"{case}_overlay.png"
+                _preview(image, prediction, self.targets.labels, path, case, reference, self.window)
+
+    def _write(self, engine: Evaluator) -> None:
+        summary = self.table.write(self.folder)
+        if process_rank() == 0:
+            logger.info("metrics of %s\n%s", self.folder, summary)
+
+
+class ScanReport:
+    """Write what was found in every new scan: label map, DICOM-SEG, preview, and a row of volumes.csv.
+
+    Expects ``pred`` (1, D, H, W) uint8 label maps with the affine of the input, and batches with ``name``; attached to
+    an evaluator.
+    A scan whose results cannot be written is recorded as failed; the others go on.
+
+    Args:
+        loader: of the scans; its data set's items say where they came from.
+        targets: of the task.
+        folder: where files go.
+        pictures: whether to draw previews.
+        window: grey values shown black and white; None: percentiles.
+        description: of the network, for the DICOM-SEG.
+
+    Raises:
+        ValueError: if the folder's volumes.csv is of another task.
+    """
+
+    def __init__(
+        self,
+        loader: ScanLoader,
+        targets: Targets,
+        folder: str,
+        pictures: bool = True,
+        window: tuple[float, float] | None = None,
+        description: str = "mambamim_nets",
+    ) -> None:
+        self.loader, self.targets, self.folder = loader, targets, Path(folder)
+        self.pictures, self.window, self.description = pictures, window, description
+        self.items = {item["name"]: item for item in loader.dataset.data}
+        self.columns = ["scan", *(f"{name} (ml)" for name in targets.structures)]
+        self.rows = self._earlier_rows()
+
+    def attach(self, engine: Evaluator) -> None:
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
+
+    def _collect(self, engine: Evaluator) -> None:
+        for source, item in zip(engine.state.batch, engine.state.output, strict=True):
+            name = source["name"]
+            try:
+                self._write(name, item["pred"])
+            except Exception as error:
+                logger.exception("%s: its results could not be written", name)
+                self.loader.failures[name] = f"{type(error).__name__}: {error}"
+
+    def _write(self, name: str, pred: MetaTensor) -> None:
+        item = self.items[name]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        label, affine = pred[0].cpu().numpy().astype("uint8"), np.asarray(pred.affine, dtype=float)
+        path = self.folder / f"{name}_seg.nii.gz"
+        _save_nifti(label, affine, path)
+        if item["series"]:
+            files = series_files(item["image"], item["series"])
+            dicom = self.folder / f"{name}_seg.dcm"
+            write_dicom_seg(label, affine, files, self.targets.labels, dicom, self.description)
+        ml = float(abs(np.linalg.det(affine[:3, :3]))) / 1000
+        counts = np.bincount(label.ravel(), minlength=256)
+        volumes = [counts[list(values)].sum() * ml for values in self.targets.structures.values()]
+        self.rows[name] = [name, *(f"{volume:.3f}" for volume in volumes)]
+        _write_rows(self.folder / VOLUMES, [self.columns, *(self.rows[key] for key in sorted(self.rows))])
+        found = zip(self.targets.structures, volumes, strict=True)
+        logger.info("%s: %s", path, ", ".join(f"{part} {volume:.1f} ml" for part, volume in found if volume))
+        if self.pictures:
+            image: Any = LoadScand("image")(item)["image"]
+            _preview(image, label, self.targets.labels, self.folder / f"{name}_preview.png", name, None, self.window)
+
+    def _earlier_rows(self) -> dict[str, list[str]]:
+        """Return the rows that earlier runs left, so that a folder may be filled in several runs."""
+        path = self.folder / VOLUMES
+        if not path.is_file():
+            return {}
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.reader(file))
+        if not rows or rows[0] != self.columns:
+            raise ValueError(f"{path} has other columns than this task's {self.columns}; give another --output_dir")
+        return {row[0]: row for row in rows[1:]}
+
+
+def _save_nifti(label: np.ndarray, affine: np.ndarray, path: Path) -> None:
+    image = nib.Nifti1Image(label, affine)
+    image.set_qform(affine, code=1)
+    image.set_sform(affine, code=1)
+    image.header.set_xyzt_units("mm", "sec")
+    part = path.with_name(f".{os.getpid()}.{path.name}")
+    nib.save(image, part)
+    os.replace(part, path)
+
+
+def _write_rows(path: Path, rows: Sequence[Sequence[str]]) -> None:
+    part = path.with_name(f".{os.getpid()}.{path.name}")
+    with part.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(rows)
+    os.replace(part, path)
+
+
+class ValidationPicture:
+    """Show the first validation case in TensorBoard, prediction above reference; attached to an evaluator.
+
+    Args:
+        targets: of the task.
+        spacing: of the validation images in mm; they are in RAS.
+        writer: a TensorBoard SummaryWriter, or None: no pictures.
+    """
+
+    def __init__(self, targets: Targets, spacing: Sequence[float], writer: Any = None) -> None:
+        self.targets, self.spacing, self.writer = targets, tuple(spacing), writer
+
+    def attach(self, engine: Evaluator) -> None:
+        if self.writer is not None:
+            engine.add_event_handler(Events.ITERATION_COMPLETED(once=1), self)
+
+    def __call__(self, engine: Evaluator) -> None:
+        item = engine.state.output[0]
+        maps = (item["pred_map"], item["label_map"])
+        figure = overlay_figure(item["image"][:1], maps[0], self.targets.labels, None, maps[1], self.spacing)
+        self.writer.add_image("validation", figure_array(figure), engine.state.epoch, dataformats="HWC")
+
+
+class FeatureReport:
+    """Write the encoder's features of every new scan: ``<name>_features.npz``.
+
+    Expects ``image`` (C_in, D, H, W) of ``LoadScand``, 0 where padded, and ``pred`` (C, d, h, w), its features on a
+    coarser grid; attached to an evaluator. A scan whose features cannot be written is recorded as failed. Arrays:
+        features   (C, d, h, w) float32, one token per block of voxels
+        inside     (d, h, w) bool, blocks with any voxel above 0: not background or padding only
+        mean       (C,) float32, mean of the features inside
+        affine     (4, 4) float64, from token indices to RAS mm, at the centre of each block
+        spacing    (3,) float64, mm of the voxels that the network read
+
+    Args:
+        loader: of the scans.
+        folder: where files go.
+    """
+
+    def __init__(self, loader: ScanLoader, folder: str) -> None:
+        self.loader, self.folder = loader, Path(folder)
+
+    def attach(self, engine: Evaluator) -> None:
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
+
+    def _collect(self, engine: Evaluator) -> None:
+        for item in engine.state.output:
+            name = case_name(item["image"].meta["filename_or_obj"])
+            try:
+                self._write(name, item["image"], item["pred"])
+            except Exception as error:
+                logger.exception("%s: its features could not be written", name)
+                self.loader.failures[name] = f"{type(error).__name__}: {error}"
+
+    def _write(self, name: str, image: MetaTensor, pred: torch.Tensor) -> None:
+        features = torch.as_tensor(pred).float().cpu()
+        voxels = torch.as_tensor(image).cpu()
+        blocks = [side // tokens for side, tokens in zip(voxels.shape[1:], features.shape[1:], strict=True)]
+        inside = torch.nn.functional.max_pool3d((voxels > 0).float(), blocks).amax(0) > 0
+        if not inside.any():
+            raise ValueError("no voxel is above 0 after preprocessing; check --intensity and --intensity_range")
+        centres = np.diag([*blocks, 1.0])
+        centres[:3, 3] = [(block - 1) / 2 for block in blocks]
+        arrays: dict[str, Any] = {
+            "features": features.numpy(),
+            "inside": inside.numpy(),
+            "mean": features[:, inside].mean(1).numpy(),
+            "affine": np.asarray(image.affine, dtype=float) @ centres,
+            "spacing": np.asarray(image.pixdim, dtype=float),
+        }
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / f"{name}_features.npz"
+        part = path.with_name(f".{os.getpid()}.{path.name}")
+        np.savez_compressed(part, **arrays)
+        os.replace(part, path)
+        logger.info("%s: features %s of %d blocks", path, tuple(features.shape), int(inside.sum()))

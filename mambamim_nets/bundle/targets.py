@@ -1,0 +1,220 @@
+"""What a task predicts, exclusive classes or overlapping regions, and everything that follows from it.
+
+Glossary
+    label map   (1, D, H, W), one value per voxel, as on disk
+    channel     one output of the network: background and a channel per label (softmax), or one per region (sigmoid)
+    structure   what is measured: each label, or each region, by name
+"""
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.losses import DiceCELoss, DiceLoss
+from monai.transforms import Compose, Invertd, MapTransform
+from scipy import ndimage
+from torch import Tensor, nn
+
+from mambamim_nets.bundle.launch import flag
+
+__all__ = ["RegionLoss", "RestoreLabelsd", "StructureMasksd", "Targets", "keep_largest"]
+
+GIB = 2**30
+
+
+class Targets:
+    """The labels of a task, and its regions if it has any.
+
+    Args:
+        labels: label value -> name, without background. Without regions the values must be 1 .. n.
+        regions: region name -> label values, in channel order; None: the labels are exclusive classes. Regions must be
+            nested or disjoint, each with one label that no smaller region inside it has: that label is written where
+            the region is the smallest that was found (BraTS: WT 2, TC 1, ET 4).
+
+    Attributes:
+        out_channels: of the network.
+        channels: their names.
+        structures: name -> label values, what metrics and volumes are about.
+
+    Raises:
+        ValueError: on label values or regions that break these rules.
+    """
+
+    def __init__(self, labels: Mapping[int, str], regions: Mapping[str, Sequence[int]] | None = None) -> None:
+        self.labels = {int(value): str(name) for value, name in labels.items()}
+        self.regions = {name: tuple(int(v) for v in values) for name, values in (regions or {}).items()}
+        if not self.regions and sorted(self.labels) != list(range(1, len(self.labels) + 1)):
+            raise ValueError(f"labels {sorted(self.labels)} must be numbered 1 .. n where there are no regions")
+        self.painted = _painted(self.labels, self.regions)
+        self.structures = self.regions or {name: (value,) for value, name in self.labels.items()}
+        self.channels = [*self.regions] or ["background", *self.labels.values()]
+        self.out_channels = len(self.channels)
+
+    def loss(self) -> nn.Module:
+        """Return the loss of logits (B, C, D, H, W) against label maps (B, 1, D, H, W).
+
+        Cross-entropy and Dice for exclusive classes, binary cross-entropy and Dice for regions.
+        """
+        return RegionLoss(list(self.regions.values())) if self.regions else DiceCELoss(to_onehot_y=True, softmax=True)
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Turn logits, channel first, into probabilities of the channels."""
+        return torch.sigmoid(logits) if self.regions else torch.softmax(logits, dim=0)
+
+    def label_map(self, probabilities: Tensor) -> Tensor:
+        """Turn probabilities or logits of exclusive classes, or probabilities of regions, into a label map, uint8."""
+        if not self.regions:
+            return probabilities.argmax(dim=0, keepdim=True).to(torch.uint8)
+        values = torch.zeros_like(probabilities[:1], dtype=torch.uint8)
+        for channel, value in self.painted:
+            values[probabilities[channel : channel + 1] > 0.5] = value
+        return values
+
+    def masks(self, label_map: Tensor) -> Tensor:
+        """Turn a label map (1, D, H, W) into masks of the structures, uint8 (S, D, H, W)."""
+        return torch.cat([_among(label_map, values) for values in self.structures.values()]).to(torch.uint8)
+
+
+def _painted(labels: Mapping[int, str], regions: Mapping[str, Sequence[int]]) -> list[tuple[int, int]]:
+    """Return (channel, label value to write) from the largest region to the smallest."""
+    order = sorted(enumerate(regions.items()), key=lambda item: -len(item[1][1]))
+    painted = []
+    for channel, (name, values) in order:
+        unknown = set(values) - set(labels)
+        inner = [set(other) for other in regions.values() if set(other) < set(values)]
+        crossing = [other for other in regions.values() if set(other) & set(values) and not _nested(other, values)]
+        own = set(values) - set().union(*inner)
+        if unknown or crossing or len(own) != 1:
+            raise ValueError(
+                f"region {name!r} {sorted(values)} must consist of labels {sorted(labels)}, be nested in or apart from "
+                f"the other regions, and have one label that no smaller region has; it has {sorted(own)}"
+            )
+        painted.append((channel, own.pop()))
+    return painted
+
+
+def _nested(first: Sequence[int], second: Sequence[int]) -> bool:
+    return set(first) <= set(second) or set(second) <= set(first)
+
+
+def _among(values: Tensor, wanted: Sequence[int]) -> Tensor:
+    return torch.isin(values.round().long(), torch.as_tensor(list(wanted), device=values.device))
+
+
+class RegionLoss(nn.Module):
+    """Binary cross-entropy + Dice of overlapping regions (MambaMIM section 4.2, BraTS).
+
+    Args:
+        regions: label values of each region, in channel order.
+    """
+
+    def __init__(self, regions: Sequence[Sequence[int]]) -> None:
+        super().__init__()
+        self.regions = [tuple(values) for values in regions]
+        self.dice = DiceLoss(sigmoid=True)
+        self.cross_entropy = nn.BCEWithLogitsLoss()
+
+    def forward(self, logits: Tensor, label: Tensor) -> Tensor:
+        """Compare logits (B, R, D, H, W) with label maps (B, 1, D, H, W)."""
+        masks = torch.cat([_among(label, values) for values in self.regions], dim=1).to(logits.dtype)
+        return self.dice(logits, masks) + self.cross_entropy(logits, masks)
+
+
+class StructureMasksd(MapTransform):
+    """Turn logits under ``pred`` and the label map under ``label`` into masks of the task's structures.
+
+    The prediction goes through the label map that would be written, so that what is measured is what is delivered; the
+    two label maps are kept under ``pred_map`` and ``label_map``.
+    """
+
+    def __init__(self, targets: Targets, pred: str = "pred", label: str = "label") -> None:
+        super().__init__([pred, label])
+        self.targets, self.pred, self.label = targets, pred, label
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        out = dict(data)
+        found = self.targets.label_map(self.targets.probabilities(_plain(data[self.pred])))
+        for key, values in ((self.pred, found), (self.label, _plain(data[self.label]))):
+            out[key], out[f"{key}_map"] = self.targets.masks(values), values
+        return out
+
+
+class RestoreLabelsd(MapTransform):
+    """Turn logits on the network's grid into a label map on the input's own grid.
+
+    Probabilities are interpolated to the input's grid before the decision, which gives smooth surfaces; where they
+    would not fit into ``max_gib`` (whole-body scans, many classes), the decision is taken first and the label map is
+    resampled by nearest neighbour.
+
+    Args:
+        keys: of the logits.
+        targets: of the task.
+        preprocessing: the transforms to invert.
+        orig_keys: of the image that they were applied to.
+        max_gib: memory that the probabilities on the input's grid may take.
+        keep_largest: keep only the largest connected component of every label, for organs that are in one piece.
+
+    Raises:
+        ValueError: if components are to be kept of overlapping regions.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        targets: Targets,
+        preprocessing: Compose,
+        orig_keys: str = "image",
+        max_gib: float = 2.0,
+        keep_largest: bool | str = False,
+    ) -> None:
+        super().__init__(keys)
+        self.keep_largest = flag(keep_largest, "keep_largest")
+        if self.keep_largest and targets.regions:
+            raise ValueError(
+                f"keep_largest must be false for regions {list(targets.regions)}: tumours have several parts"
+            )
+        self.targets, self.orig_keys, self.max_gib = targets, orig_keys, max_gib
+        self.smooth, self.nearest = (
+            Invertd(self.keys, preprocessing, orig_keys, nearest_interp=nearest, to_tensor=True)
+            for nearest in (False, True)
+        )
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        out = dict(data)
+        voxels = float(np.prod(np.asarray(data[self.orig_keys].meta["spatial_shape"], dtype=float)))
+        decide_first = voxels * self.targets.out_channels * 4 > self.max_gib * GIB
+        for key in self.keys:
+            probabilities = self.targets.probabilities(out[key])
+            out[key] = self.targets.label_map(probabilities).float() if decide_first else probabilities
+        out = dict((self.nearest if decide_first else self.smooth)(out))
+        for key in self.keys:
+            if not decide_first:
+                out[key] = self.targets.label_map(out[key])
+            out[key] = out[key].round().to(torch.uint8)
+            if self.keep_largest:
+                values = _plain(out[key])[0].cpu().numpy()
+                keep_largest(values)
+                out[key][0] = torch.from_numpy(values).to(out[key].device)
+        return out
+
+
+def keep_largest(label_map: np.ndarray) -> None:
+    """Set to 0, in place, what is not in the largest connected component (faces touch) of its label.
+
+    Args:
+        label_map: (D, H, W) unsigned integers.
+    """
+    for value, box in enumerate(ndimage.find_objects(label_map), start=1):
+        if box is not None:
+            inside = label_map[box] == value
+            parts, number = ndimage.label(inside)
+            if number > 1:
+                sizes = np.bincount(parts.ravel())
+                label_map[box][inside & (parts != 1 + sizes[1:].argmax())] = 0
+
+
+def _plain(values: Tensor) -> Tensor:
+    return values.as_tensor() if isinstance(values, MetaTensor) else values

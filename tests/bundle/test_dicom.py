@@ -1,0 +1,396 @@
+"""DICOM series are read where their headers say, and DICOM-SEG lies on their slices."""
+
+import logging
+import os
+import re
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+pydicom = pytest.importorskip("pydicom")
+pytest.importorskip("itk")
+pytest.importorskip("highdicom")
+
+from monai.data import Dataset as MonaiDataset  # noqa: E402
+from monai.data import decollate_batch  # noqa: E402
+from monai.transforms import Compose, Invertd, Orientationd, SaveImage, Spacingd  # noqa: E402
+from pydicom.dataset import Dataset, FileMetaDataset  # noqa: E402
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, generate_uid  # noqa: E402
+
+from mambamim_nets.bundle import LoadScand, ScanLoader, scans  # noqa: E402
+from mambamim_nets.bundle.dicom import write_dicom_seg  # noqa: E402
+from mambamim_nets.bundle.series import series_files, series_geometry  # noqa: E402
+
+REAL = Path(os.environ.get("MAMBAMIM_DATA", "../shared/data")) / "totalsegmentator/ct_dicom"
+needs_real = pytest.mark.skipif(not REAL.is_dir(), reason=f"no {REAL}: set MAMBAMIM_DATA to the real data")
+
+SHAPE = (7, 5, 4)  # rows, columns, slices
+SPACING = (0.7, 1.3, 2.5)  # between rows, columns, slices: pixels are not square
+COSINE, SINE = np.cos(0.4), np.sin(0.4)
+ORIENTATIONS = {
+    "head first": [1, 0, 0, 0, 1, 0],
+    "feet first": [-1, 0, 0, 0, 1, 0],
+    "sagittal": [0, 1, 0, 0, 0, -1],
+    "oblique": [COSINE, SINE, 0, -SINE * COSINE, COSINE * COSINE, SINE],
+}
+CT, SEG = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.66.4"
+
+
+def header(position, orientation, uid, number=3) -> Dataset:
+    dataset = Dataset()
+    dataset.SOPClassUID, dataset.SOPInstanceUID = CT, generate_uid()
+    dataset.StudyInstanceUID, dataset.SeriesInstanceUID = generate_uid(entropy_srcs=["study"]), uid
+    dataset.FrameOfReferenceUID = generate_uid(entropy_srcs=["frame"])
+    dataset.Modality, dataset.SeriesNumber, dataset.PatientID, dataset.PatientName = "CT", number, "phantom", "A^B"
+    dataset.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL"]
+    dataset.ImagePositionPatient = [f"{value:.10g}" for value in position]
+    dataset.ImageOrientationPatient = [f"{value:.10g}" for value in orientation]
+    dataset.PixelSpacing, dataset.SliceThickness = list(SPACING[:2]), 9.0  # thickness is not the gap
+    dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = 16, 16, 15, 1
+    dataset.RescaleSlope, dataset.RescaleIntercept = 2, -1000
+    return dataset
+
+
+def save(dataset, path, preamble=True):
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
+    dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    if preamble:
+        dataset.save_as(path, enforce_file_format=True)
+    else:
+        del dataset.file_meta
+        dataset.save_as(path, enforce_file_format=False, implicit_vr=True, little_endian=True)
+
+
+def write_series(folder, kind="head first", number=3, slices=SHAPE[2], preamble=True, suffix=".dcm", change=None):
+    """Write a series whose file names are in no spatial order; return its SeriesInstanceUID."""
+    folder.mkdir(parents=True, exist_ok=True)
+    uid, orientation = generate_uid(), np.array(ORIENTATIONS[kind], dtype=float)
+    orientation[3:] /= np.linalg.norm(orientation[3:])
+    orientation[3:] -= (orientation[3:] @ orientation[:3]) * orientation[:3]
+    orientation[3:] /= np.linalg.norm(orientation[3:])
+    normal = np.cross(orientation[:3], orientation[3:])
+    rng = np.random.default_rng(0)
+    names = rng.permutation(slices)
+    for index in range(slices):
+        dataset = header([-20.5, 31.25, -100.125] - index * SPACING[2] * normal, orientation, uid, number)
+        dataset.InstanceNumber = index + 1
+        dataset.Rows, dataset.Columns = SHAPE[:2]
+        dataset.PixelData = rng.integers(0, 1000, SHAPE[:2]).astype("<i2").tobytes()
+        if change is not None:
+            change(index, dataset)
+        save(dataset, folder / f"s{number}_{names[index]}{suffix}", preamble)
+    return uid
+
+
+def assert_lies_where_headers_say(scan, files):
+    """Every pixel of every slice has its value in the volume at the place that its slice's header states."""
+    to_voxel = np.linalg.inv(np.asarray(scan.affine)) @ np.diag([-1, -1, 1, 1])  # from LPS mm
+    for file in files:
+        dataset = pydicom.dcmread(file, force=True)
+        if not dataset.file_meta.get("TransferSyntaxUID"):
+            dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
+        values = dataset.pixel_array * float(dataset.RescaleSlope) + float(dataset.RescaleIntercept)
+        row, column = np.indices(values.shape).reshape(2, -1)
+        orientation = np.array(dataset.ImageOrientationPatient, dtype=float)
+        place = np.array(dataset.ImagePositionPatient, dtype=float)[:, None]
+        place = place + orientation[:3, None] * column * float(dataset.PixelSpacing[1])
+        place = place + orientation[3:, None] * row * float(dataset.PixelSpacing[0])
+        voxel = (to_voxel[:3, :3] @ place) + to_voxel[:3, 3:]
+        index = voxel.round().astype(int)
+        np.testing.assert_allclose(voxel, index, atol=1e-3)
+        np.testing.assert_array_equal(scan[0].numpy()[tuple(index)], values.ravel())
+
+
+def loaded(folder, tmp_path, **options):
+    (item,) = scans(str(folder), str(tmp_path / "out"), **options)
+    assert "error" not in item
+    return item, LoadScand("image")(item)["image"]
+
+
+# --- reading --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ORIENTATIONS)
+def test_a_series_is_read_where_its_headers_say(tmp_path, kind):
+    uid = write_series(tmp_path / "case 1.5", kind)
+    item, scan = loaded(tmp_path / "case 1.5", tmp_path)
+    assert item == {"image": str(tmp_path / "case 1.5"), "name": "case 1.5", "series": uid}
+    assert scan.shape == (1, SHAPE[1], SHAPE[0], SHAPE[2]) and scan.dtype.is_floating_point
+    assert Path(scan.meta["filename_or_obj"]).name == "case 1.5.nii.gz"
+    assert_lies_where_headers_say(scan, sorted((tmp_path / "case 1.5").iterdir()))
+
+
+@needs_real
+def test_a_compressed_series_without_identifiers(tmp_path):
+    item, scan = loaded(REAL / "series", tmp_path)
+    assert item["name"] == "series" and item["series"], "emptied SeriesInstanceUIDs are made up for"
+    assert scan.shape == (1, 512, 512, 20)
+    np.testing.assert_allclose(np.linalg.norm(np.asarray(scan.affine)[:3, :3], axis=0), [0.9765625, 0.9765625, 2])
+    assert_lies_where_headers_say(scan, [REAL / "series/CT_0269.dcm"])
+
+
+@pytest.mark.parametrize("options", [{"suffix": ""}, {"suffix": "", "preamble": False}, {"suffix": ".img"}])
+def test_dicom_is_recognised_by_content(tmp_path, options):
+    write_series(tmp_path / "case", **options)
+    (tmp_path / "case" / "README").write_text("no DICOM")
+    files = [file for file in (tmp_path / "case").iterdir() if file.name != "README"]
+    assert_lies_where_headers_say(loaded(tmp_path / "case", tmp_path)[1], files)
+
+
+def test_long_decimal_strings_and_slopes_that_differ(tmp_path):
+    """The first made the affine the identity in another reader; PET has the second."""
+
+    def change(index, dataset):
+        dataset.ImagePositionPatient[0] = -20.512345678901234567
+        dataset["ImagePositionPatient"]._value[0].original_string = "-20.512345678901234567"
+        dataset.RescaleSlope = 1 + index * 0.5
+
+    write_series(tmp_path / "case", change=change)
+    _, scan = loaded(tmp_path / "case", tmp_path)
+    assert np.asarray(scan.affine)[0, 3] == pytest.approx(20.5123456789012, abs=1e-9)
+    assert_lies_where_headers_say(scan, (tmp_path / "case").iterdir())
+
+
+def test_several_series_and_what_is_no_volume(tmp_path, caplog):
+    first, second = (write_series(tmp_path / "case", number=number) for number in (2, 11))
+    write_series(
+        tmp_path / "case", number=1, change=lambda _, d: setattr(d, "ImageType", ["DERIVED", "X", "LOCALIZER"])
+    )
+    write_series(tmp_path / "case", number=4, change=lambda _, d: setattr(d, "Modality", "SEG"))
+    write_series(tmp_path / "case", number=5, slices=1)
+    with caplog.at_level(logging.INFO):
+        items = scans(str(tmp_path / "case"), str(tmp_path / "out"))
+    assert [(item["name"], item["series"]) for item in items] == [("case_11", second), ("case_2", first)]
+    for reason in ("4 file(s) of a localiser", "4 file(s) of no image (SEG)", "1 file(s) of single slice"):
+        assert reason in caplog.text
+    assert not any("error" in item for item in items)
+    assert scans(str(tmp_path), str(tmp_path / "out")) == items, "as the folder above"
+
+
+def test_sub_folders_are_scans_and_equal_numbers_do_not_collide(tmp_path):
+    for name in ("a", "b"):
+        write_series(tmp_path / "all" / name)
+    other = tmp_path / "all" / "b"
+    for file in list(other.iterdir()):
+        file.rename(other / f"first_{file.name}")
+    write_series(other)
+    assert [item["name"] for item in scans(str(tmp_path / "all"), str(tmp_path))] == ["a", "b_1", "b_2"]
+
+
+def missing(index, dataset):
+    if index == 2:
+        dataset.ImagePositionPatient[2] += 1.25
+
+
+def tilted(index, dataset):
+    dataset.ImagePositionPatient[1] += index
+
+
+def mixed(index, dataset):
+    if index == 3:
+        dataset.ImageOrientationPatient = [1, 0, 0, 0, 0, -1]
+
+
+def repeated(index, dataset):
+    if index == 3:
+        dataset.ImagePositionPatient[2] += SPACING[2]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (
+            missing,
+            r"gap of 3\.75 mm, usually 2\.5 mm, between the slices at -107\.6.* and -103\.8.* mm: slices are missing",
+        ),
+        (tilted, "shifted by 3 mm from the first to the last"),
+        (mixed, "differ in orientation"),
+        (repeated, "several slices lie at"),
+    ],
+)
+def test_an_irregular_series_is_refused_and_the_others_go_on(tmp_path, change, reason):
+    write_series(tmp_path / "all" / "bad", change=change)
+    write_series(tmp_path / "all" / "good")
+    bad, good = scans(str(tmp_path / "all"), str(tmp_path))
+    assert "error" not in good
+    assert re.search(reason, bad["error"])
+    with pytest.raises(ValueError, match=f"(?s)0 of 1 scans.*{reason}"):
+        scans(str(tmp_path / "all" / "bad"), str(tmp_path))
+
+
+def test_a_slice_taken_away(tmp_path):
+    write_series(tmp_path / "case", slices=6)
+    files = series_files(str(tmp_path / "case"), scans(str(tmp_path / "case"), str(tmp_path))[0]["series"])
+    Path(files[2]).unlink()
+    with pytest.raises(ValueError, match=r"gap of 5 mm, usually 2\.5 mm, between the slices at"):
+        scans(str(tmp_path / "case"), str(tmp_path))
+
+
+def test_several_channels_and_single_slices_are_refused(tmp_path):
+    write_series(tmp_path / "case")
+    with pytest.raises(ValueError, match=r"is DICOM, the task has 2 channels.*convert the series to NIfTI"):
+        scans(str(tmp_path / "case"), str(tmp_path), ("t1", "t2"))
+    with pytest.raises(ValueError, match="single DICOM slice or no image; give the folder"):
+        scans(str(next((tmp_path / "case").iterdir())), str(tmp_path))
+
+
+def test_pixels_that_cannot_be_decoded_fail_alone(tmp_path):
+    for name in ("bad", "good"):
+        write_series(tmp_path / "all" / name)
+    broken = next((tmp_path / "all" / "bad").iterdir())
+    broken.write_bytes(broken.read_bytes()[:-40])
+    loader = ScanLoader(MonaiDataset(scans(str(tmp_path / "all"), str(tmp_path)), LoadScand("image")))
+    assert [batch["name"] for batch in loader] == [["good"]]
+    assert list(loader.failures) == ["bad"]
+
+
+def test_a_multi_frame_file_is_a_scan(tmp_path):
+    rng = np.random.default_rng(1)
+    dataset = header([0, 0, 0], [1, 0, 0, 0, 1, 0], generate_uid())
+    dataset.SOPClassUID = "1.2.840.10008.5.1.4.1.1.2.1"  # enhanced CT
+    dataset.Rows, dataset.Columns, dataset.NumberOfFrames = *SHAPE[:2], SHAPE[2]
+    values = rng.integers(0, 1000, (SHAPE[2], *SHAPE[:2])).astype("<i2")
+    dataset.PixelData = values.tobytes()
+    shared, measures, orientation, rescale = Dataset(), Dataset(), Dataset(), Dataset()
+    measures.PixelSpacing, orientation.ImageOrientationPatient = dataset.PixelSpacing, [1, 0, 0, 0, 1, 0]
+    rescale.RescaleSlope, rescale.RescaleIntercept, rescale.RescaleType = 2, -1000, "HU"
+    shared.PixelMeasuresSequence, shared.PlaneOrientationSequence = [measures], [orientation]
+    shared.PixelValueTransformationSequence = [rescale]
+    dataset.SharedFunctionalGroupsSequence, dataset.PerFrameFunctionalGroupsSequence = [shared], []
+    for index in range(SHAPE[2]):  # from head to feet
+        frame, position = Dataset(), Dataset()
+        position.ImagePositionPatient = [3, 4, 50 - 2.5 * index]
+        frame.PlanePositionSequence = [position]
+        dataset.PerFrameFunctionalGroupsSequence.append(frame)
+    for name in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "RescaleSlope", "RescaleIntercept"):
+        delattr(dataset, name)
+    (tmp_path / "case").mkdir()
+    save(dataset, tmp_path / "case" / "frames")
+    item, scan = loaded(tmp_path / "case", tmp_path)
+    assert item["name"] == "case"
+    np.testing.assert_array_equal(scan[0].numpy(), values.transpose(2, 1, 0) * 2.0 - 1000)
+    np.testing.assert_allclose(
+        np.asarray(scan.affine), [[-1.3, 0, 0, -3], [0, -0.7, 0, -4], [0, 0, -2.5, 50], [0, 0, 0, 1]], atol=1e-9
+    )
+    assert loaded(tmp_path / "case" / "frames", tmp_path)[0]["name"] == "frames"
+    label = (scan[0].numpy() > 0).astype("uint8")
+    files = series_files(item["image"], item["series"])
+    path = write_dicom_seg(label, scan.affine, files, {1: "liver"}, tmp_path / "seg.dcm", "x")
+    np.testing.assert_array_equal(rebuilt(path, label.shape, np.asarray(scan.affine)), label)
+
+
+# --- DICOM-SEG ------------------------------------------------------------------------------------
+
+
+def rebuilt(path, shape, affine) -> np.ndarray:
+    """Put every pixel of every frame of a DICOM-SEG into a grid, by its place in the world."""
+    seg = pydicom.dcmread(path)
+    frames = seg.pixel_array.reshape(seg.NumberOfFrames, seg.Rows, seg.Columns)
+    shared = seg.SharedFunctionalGroupsSequence[0]
+    spacing = [float(value) for value in shared.PixelMeasuresSequence[0].PixelSpacing]
+    orientation = np.array(shared.PlaneOrientationSequence[0].ImageOrientationPatient, dtype=float)
+    to_voxel = np.linalg.inv(affine) @ np.diag([-1, -1, 1, 1])
+    out = np.zeros(shape, dtype="uint8")
+    for frame, groups in zip(frames, seg.PerFrameFunctionalGroupsSequence, strict=True):
+        row, column = np.nonzero(frame)
+        place = np.array(groups.PlanePositionSequence[0].ImagePositionPatient, dtype=float)[:, None]
+        place = place + orientation[:3, None] * column * spacing[1] + orientation[3:, None] * row * spacing[0]
+        voxel = to_voxel[:3, :3] @ place + to_voxel[:3, 3:]
+        np.testing.assert_allclose(voxel, voxel.round(), atol=0.02)
+        segment = groups if "SegmentIdentificationSequence" in groups else shared  # shared where there is one segment
+        out[tuple(voxel.round().astype(int))] = segment.SegmentIdentificationSequence[0].ReferencedSegmentNumber
+    return out
+
+
+@pytest.mark.parametrize("axcodes", ["RAS", "LPS", "SAR"])
+@pytest.mark.parametrize("kind", ORIENTATIONS)
+def test_a_dicom_seg_gives_the_label_map_back(tmp_path, kind, axcodes):
+    uid = write_series(tmp_path / "case", kind)
+    files = series_files(str(tmp_path / "case"), uid)
+    affine, shape = series_geometry(files)
+    image = nib.Nifti1Image(np.random.default_rng(2).integers(0, 3, shape, dtype="uint8"), affine)
+    wanted = nib.orientations.axcodes2ornt(axcodes)
+    image = image.as_reoriented(nib.orientations.ornt_transform(nib.io_orientation(affine), wanted))
+    label = np.asarray(image.dataobj)
+    labels = {1: "left kidney", 2: "tumour", 3: "Spleen"}
+    path = write_dicom_seg(label, image.affine, files, labels, tmp_path / "new" / "seg.dcm", "organs " * 20)
+    np.testing.assert_array_equal(rebuilt(path, label.shape, image.affine), label)
+
+    seg, source = pydicom.dcmread(path), pydicom.dcmread(files[0])
+    assert [segment.SegmentLabel for segment in seg.SegmentSequence] == list(labels.values()), "the absent one too"
+    codes = [segment.SegmentedPropertyTypeCodeSequence[0] for segment in seg.SegmentSequence]
+    assert [code.CodeValue for code in codes] == ["18639004", "85756007", "78961009"]
+    assert {segment.SegmentedPropertyCategoryCodeSequence[0].CodeValue for segment in seg.SegmentSequence} == {
+        "123037004"
+    }
+    assert {segment.SegmentAlgorithmType for segment in seg.SegmentSequence} == {"AUTOMATIC"}
+    assert seg.SegmentationType == "BINARY" and seg.SOPClassUID == SEG
+    assert seg.SeriesDescription.endswith("(research use only)") and len(seg.SeriesDescription) <= 64
+    assert (seg.StudyInstanceUID, seg.PatientID) == (source.StudyInstanceUID, "phantom")
+    assert seg.ReferencedSeriesSequence[0].SeriesInstanceUID == uid
+    referenced = {item.ReferencedSOPInstanceUID for item in seg.ReferencedSeriesSequence[0].ReferencedInstanceSequence}
+    assert referenced == {pydicom.dcmread(file).SOPInstanceUID for file in files}
+    assert [p.name for p in path.parent.iterdir()] == ["seg.dcm"]
+
+
+@pytest.mark.parametrize("kind", ORIENTATIONS)
+def test_what_was_found_after_preprocessing_lies_on_the_series(tmp_path, kind):
+    uid = write_series(tmp_path / "case", kind, slices=9)
+    preprocessing = Compose([LoadScand("image"), Orientationd("image", "RAS"), Spacingd("image", (1.0, 1.0, 1.0))])
+    (batch,) = ScanLoader(MonaiDataset(scans(str(tmp_path / "case"), str(tmp_path)), preprocessing))
+    item = decollate_batch({"image": batch["image"], "pred": (batch["image"] > 0).float()})[0]
+    pred = Invertd("pred", preprocessing, orig_keys="image", nearest_interp=True)(item)["pred"]
+    SaveImage(tmp_path, resample=False, separate_folder=False, print_log=False)(pred)
+    saved = nib.load(tmp_path / "case_trans.nii.gz")
+    label, affine = np.asarray(pred[0]).astype("uint8"), np.asarray(pred.affine)
+    np.testing.assert_allclose(saved.affine, affine, atol=1e-4)
+    files = series_files(str(tmp_path / "case"), uid)
+    path = write_dicom_seg(label, affine, files, {1: "liver"}, tmp_path / "seg.dcm", "x")
+    assert label.any()
+    np.testing.assert_array_equal(rebuilt(path, label.shape, affine), label)
+
+
+def test_nothing_found_is_a_dicom_seg_too(tmp_path):
+    files = series_files(str(tmp_path / "case"), write_series(tmp_path / "case"))
+    affine, shape = series_geometry(files)
+    path = write_dicom_seg(np.zeros(shape, "uint8"), affine, files, {1: "liver"}, tmp_path / "seg.dcm", "x")
+    assert not pydicom.dcmread(path).pixel_array.any()
+
+
+def test_another_grid_is_refused(tmp_path):
+    files = series_files(str(tmp_path / "case"), write_series(tmp_path / "case"))
+    affine, shape = series_geometry(files)
+    label = np.ones(shape, dtype="uint8")
+
+    def write(label, affine):
+        write_dicom_seg(label, affine, files, {1: "liver"}, tmp_path / "seg.dcm", "x")
+
+    shifted, turned = affine.copy(), affine.copy()
+    shifted[0, 3] += 0.3
+    turned[:3, :3] = turned[:3, :3] @ [[COSINE, -SINE, 0], [SINE, COSINE, 0], [0, 0, 1]]
+    for wrong in (shifted, turned, affine @ np.diag([1, 1, 2, 1])):
+        with pytest.raises(ValueError, match=r"not on the grid of the series .*; invert the transforms"):
+            write(label, wrong)
+    with pytest.raises(ValueError, match="not on the grid of the series"):
+        write(label[:, :, 1:], affine)
+    with pytest.raises(ValueError, match=r"label values \[2\] must be 0 or among \[1\]"):
+        write(label * 2, affine)
+    assert not (tmp_path / "seg.dcm").exists()
+
+
+@needs_real
+def test_a_dicom_seg_of_a_real_series(tmp_path):
+    """Its label map is stored with another direction of rows than the series."""
+    image = nib.load(REAL / "label_btcv13.nii.gz")
+    label = np.asarray(image.dataobj).astype("uint8")
+    (item,) = scans(str(REAL / "series"), str(tmp_path))
+    files = series_files(item["image"], item["series"])
+    labels = {value: f"organ {value}" for value in range(1, 14)}
+    path = write_dicom_seg(label, image.affine, files, labels, tmp_path / "seg.dcm", "organs")
+    np.testing.assert_array_equal(rebuilt(path, label.shape, image.affine), label)
+    assert pydicom.dcmread(path).ReferencedSeriesSequence[0].SeriesInstanceUID == item["series"]

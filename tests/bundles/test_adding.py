@@ -1,0 +1,29 @@
+"""The page on adding a data set keeps its word: its block above the shared body is a bundle."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+from monai.bundle import ConfigWorkflow
+
+REPOSITORY = Path(__file__).parents[2]
+OWN = ("models", "runs", "phantom", "predictions", "folds.json", "starter.json")
+
+
+def test_the_documented_block_makes_a_bundle(data, tmp_path):
+    page = (REPOSITORY / "docs" / "ADDING_A_DATASET.md").read_text()
+    block = re.search(r"```json\n(.*?)```", page, re.DOTALL).group(1).rstrip().rstrip(",")
+    assert json.loads("{" + block + "}")["labels"].startswith("$mb.named(['liver'")
+    bundle = shutil.copytree(REPOSITORY / "bundles" / "btcv_seg", tmp_path / "new", ignore=shutil.ignore_patterns(*OWN))
+    train = bundle / "configs" / "train.json"
+    head, body = train.read_text().split('    "body"', 1)
+    common = [line for line in head.splitlines() if '"imports"' in line or '"bundle_root"' in line]
+    train.write_text("\n".join(["{", *common, block + ",", '    "body"' + body]))
+
+    options = {"dataset_dir": str(data), "bundle_root": str(bundle), "output_dir": str(tmp_path / "run")}
+    workflow = ConfigWorkflow(config_file=str(train), workflow_type="train", logging_file=False, **options)
+    workflow.initialize()
+    assert workflow.check_properties() == []
+    assert workflow.parser.get_parsed_content("network_def").out_channels == 7
+    assert workflow.parser.get_parsed_content("spacing") == [4.0, 4.0, 4.0]

@@ -1,0 +1,95 @@
+"""What the MONAI Model Zoo's CI asks of a bundle in its full mode, with MONAI's own verbs, for every bundle.
+
+Written from what model-zoo's CONTRIBUTING.md and ci/verify_bundle.py ask: necessary and preferred files, version and
+changelog, metadata schema, input and output of ``network_def``, and its export as TorchScript with the weights.
+"""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from monai.bundle import ConfigParser, ckpt_export, verify_metadata, verify_net_in_out
+
+BUNDLES = Path(__file__).parents[2] / "bundles"
+NAMES = sorted(path.parents[1].name for path in BUNDLES.glob("*/configs/metadata.json"))
+SHARED = Path(os.environ.get("MAMBAMIM_DATA", Path(__file__).parents[2] / ".." / "shared" / "data"))
+SCHEMA = SHARED.parent / "specs" / "monai" / "meta_schema_20240725.json"
+LARGEST = 25 * 10**6  # bytes; larger files need large_files.yml
+
+pytestmark = pytest.mark.parametrize("name", NAMES)
+
+
+def arguments(name: str) -> dict[str, str]:
+    """Return what the zoo hands to MONAI's verbs."""
+    root = BUNDLES / name
+    return {
+        "net_id": "network_def",
+        "meta_file": str(root / "configs" / "metadata.json"),
+        "config_file": str(root / "configs" / "inference.json"),
+        "bundle_root": str(root),
+    }
+
+
+def network_of(name: str) -> torch.nn.Module:
+    parser = ConfigParser()
+    parser.read_config(arguments(name)["config_file"])
+    parser["bundle_root"] = arguments(name)["bundle_root"]
+    return parser.get_parsed_content("network_def").eval()
+
+
+def metadata(name: str) -> dict:
+    return json.loads((BUNDLES / name / "configs" / "metadata.json").read_text())
+
+
+def test_files_that_the_zoo_asks_for_are_there(name):
+    wanted = ["LICENSE", "configs/metadata.json", "configs/inference.json", "models/model.pt"]
+    wanted += ["docs/README.md", "docs/data_license.txt"]
+    assert [file for file in wanted if not (BUNDLES / name / file).is_file()] == []
+
+
+def test_no_file_of_the_bundle_is_too_large(name):
+    parts = [BUNDLES / name / part for part in ("configs", "docs", "models")]
+    files = [path for part in parts for path in part.rglob("*") if path.is_file()]
+    assert [path.name for path in files if path.stat().st_size > LARGEST] == []
+
+
+def test_metadata_name_the_bundle_and_explain_its_version(name):
+    found = metadata(name)
+    assert found["name"] and found["changelog"][found["version"]]
+
+
+@pytest.mark.skipif(not SCHEMA.is_file(), reason="the metadata schema of MONAI is not beside the repository")
+def test_metadata_fit_the_schema_of_monai(name, tmp_path):
+    assert metadata(name)["schema"].endswith(f"/{SCHEMA.name}")
+    copy = tmp_path / "schema.json"  # a file that exists is not downloaded
+    copy.write_bytes(SCHEMA.read_bytes())
+    verify_metadata(meta_file=arguments(name)["meta_file"], filepath=str(copy))
+
+
+def test_network_in_and_out_are_as_the_metadata_say(name):
+    verify_net_in_out(**arguments(name), device="cpu")  # n = 1, as in the zoo
+
+    # the verb compares channels and type, not the grid
+    formats = metadata(name)["network_data_format"]
+    image, pred = formats["inputs"]["image"], formats["outputs"]["pred"]
+    grids = [[eval(str(side), {}, {"n": 2, "p": 1}) for side in tensor["spatial_shape"]] for tensor in (image, pred)]
+    with torch.no_grad():
+        out = network_of(name)(torch.rand(1, image["num_channels"], *grids[0]))
+    assert list(out.shape) == [1, pred["num_channels"], *grids[1]]
+
+
+def test_network_leaves_the_bundle_as_torchscript(name, tmp_path):
+    network, weights = network_of(name), BUNDLES / name / "models" / "model.pt"
+    if weights.is_file():
+        network.load_state_dict(torch.load(weights, weights_only=True))
+    else:  # whether they must be there is another test's question
+        weights = tmp_path / "model.pt"
+        torch.save(network.state_dict(), weights)
+    ckpt_export(**arguments(name), filepath=str(tmp_path / "model.ts"), ckpt_file=str(weights))
+
+    channels = metadata(name)["network_data_format"]["inputs"]["image"]["num_channels"]
+    image = torch.rand(1, channels, 32, 16, 48, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(torch.jit.load(tmp_path / "model.ts")(image), network(image), atol=1e-4, rtol=0)
