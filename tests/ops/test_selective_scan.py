@@ -287,14 +287,14 @@ def test_import_does_not_load_numba() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
-def test_tracing_takes_the_loop() -> None:
+def test_tracing_equals_eager() -> None:
     inputs = tuple(tensor.detach() for tensor in draw(length=5, dtype=torch.float32).values())
     traced = torch.jit.trace(lambda *args: selective_scan(*args), inputs)
     changed = tuple(1.1 * tensor for tensor in inputs)
     assert_close(traced(*changed), selective_scan(*changed), rtol=1e-5, atol=1e-5)
 
 
-def test_torch_compile_takes_the_loop() -> None:
+def test_torch_compile_equals_eager() -> None:
     inputs = tuple(tensor.detach() for tensor in draw(length=5, dtype=torch.float32).values())
     compiled = torch.compile(lambda *args: selective_scan(*args), backend="eager", fullgraph=True)
     assert_close(compiled(*inputs), selective_scan(*inputs), rtol=1e-5, atol=1e-5)
