@@ -1,7 +1,6 @@
 """Ignite handlers and inferers that MONAI does not have: per-epoch seeds, gradient clipping, progress, mirroring."""
 
 import logging
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -17,7 +16,7 @@ from monai.inferers import Inferer
 from torch import Tensor, nn
 
 from mambamim_nets.bundle.checkpoints import LAST
-from mambamim_nets.bundle.launch import bare, epoch_seed, flag, process_rank, seed_epoch
+from mambamim_nets.bundle.launch import bare, epoch_seed, flag, interactive, process_rank, seed_epoch
 from mambamim_nets.bundle.pictures import figure_array, reconstruction, reconstruction_figure
 from mambamim_nets.masking import expand_visible
 from mambamim_nets.nets.mambamim import MambaMIM
@@ -122,7 +121,7 @@ class Progress:
         self.description = description
 
     def attach(self, engine: Engine) -> None:
-        if process_rank() == 0 and sys.stderr.isatty():
+        if interactive():
             bar = ProgressBar(persist=False, desc=self.description)
             bar.attach(engine, output_transform=_loss_of)
 

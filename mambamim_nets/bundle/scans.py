@@ -309,20 +309,17 @@ class ScanLoader:
 
     Attributes:
         failures: reason by scan name.
-        loaded: how many scans were handed out.
     """
 
     def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset
         self.failures: dict[str, str] = {}
-        self.loaded = 0
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        self.failures, self.loaded = {}, 0
-        for index in tqdm(range(len(self.dataset)), desc="segment", unit="scan", disable=None):
+        self.failures = {}
+        for index in tqdm(range(len(self.dataset)), desc="scans", unit="scan", disable=None):
             batch = self._load(index)
             if batch is not None:
-                self.loaded += 1
                 yield batch
             del batch  # or two scans would be in memory while the next is loaded
 

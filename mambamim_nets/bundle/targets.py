@@ -6,6 +6,7 @@ Glossary
     structure   what is measured: each label, or each region, by name
 """
 
+import logging
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
@@ -23,6 +24,7 @@ from mambamim_nets.bundle.launch import flag
 __all__ = ["RegionLoss", "RestoreLabelsd", "StructureMasksd", "Targets", "keep_largest"]
 
 GIB = 2**30
+logger = logging.getLogger("mambamim_nets")
 
 
 class Targets:
@@ -185,7 +187,10 @@ class RestoreLabelsd(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         out = dict(data)
         voxels = float(np.prod(np.asarray(data[self.orig_keys].meta["spatial_shape"], dtype=float)))
-        decide_first = voxels * self.targets.out_channels * 4 > self.max_gib * GIB
+        needed = voxels * self.targets.out_channels * 4 / GIB
+        decide_first = needed > self.max_gib
+        if decide_first:
+            logger.info("probabilities would take %.1f GiB, over max_gib %g: deciding first", needed, self.max_gib)
         for key in self.keys:
             probabilities = self.targets.probabilities(out[key])
             out[key] = self.targets.label_map(probabilities).float() if decide_first else probabilities

@@ -24,24 +24,12 @@ def write(path: Path, content) -> Path:
     return path
 
 
-def decathlon(root: Path, n: int = 4, **more) -> Path:
-    names = [f"scan_{i:03d}" for i in range(1, n + 1)]
-    for name in names:
-        nifti(root / "imagesTr" / f"{name}.nii.gz")
-        nifti(root / "labelsTr" / f"{name}.nii.gz")
-    training = [{"image": f"./imagesTr/{name}.nii.gz", "label": f"./labelsTr/{name}.nii.gz"} for name in names]
-    write(root / "dataset.json", {"labels": {"0": "background", "1": "organ"}, "training": training, **more})
-    return root
-
-
-def nnunet(root: Path, n: int = 3, channels: int = 1) -> Path:
-    for i in range(n):
-        for channel in range(channels):
-            nifti(root / "imagesTr" / f"case_{i}_{channel:04d}.nii.gz")
-        nifti(root / "labelsTr" / f"case_{i}.nii.gz")
-    names = {str(channel): f"m{channel}" for channel in range(channels)}
-    write(root / "dataset.json", {"channel_names": names, "file_ending": ".nii.gz", "numTraining": n})
-    return root
+def channel_pairs(root: Path) -> None:
+    """Write the images of an nnU-Net folder: two cases of two channels."""
+    for case in ("case_0", "case_1"):
+        for channel in ("0000", "0001"):
+            nifti(root / "imagesTr" / f"{case}_{channel}.nii.gz")
+    write(root / "dataset.json", {"channel_names": {"0": "t1", "1": "t2"}, "file_ending": ".nii.gz"})
 
 
 class TestUnlabelledImages:
@@ -59,13 +47,14 @@ class TestUnlabelledImages:
         assert items == [{"image": str(tmp_path / "b.nii.gz"), "source": str(path), "weight": 2.0}]
 
     def test_decathlon_folder_takes_what_its_description_lists(self, tmp_path):
-        decathlon(tmp_path, n=2, test=["./imagesTs/t.nii.gz"])
+        listed = [{"image": f"./imagesTr/scan_00{i}.nii.gz", "label": f"./labelsTr/scan_00{i}.nii.gz"} for i in (1, 2)]
+        write(tmp_path / "dataset.json", {"training": listed, "test": ["./imagesTs/t.nii.gz"]})
         names = [Path(item["image"]).name for item in unlabelled_images(str(tmp_path))]
         assert names == ["scan_001.nii.gz", "scan_002.nii.gz", "t.nii.gz"]
 
     @pytest.mark.parametrize("described", [True, False])
     def test_nnunet_folder_keeps_channels_together(self, tmp_path, described):
-        nnunet(tmp_path, n=2, channels=2)
+        channel_pairs(tmp_path)
         for channel in range(2):
             nifti(tmp_path / "imagesTs" / f"t_{channel:04d}.nii.gz")
         if not described:
@@ -82,7 +71,7 @@ class TestUnlabelledImages:
         assert len(unlabelled_images([str(tmp_path)])) == len(numbers)
 
     def test_incomplete_channels_are_named_and_left_out(self, tmp_path, caplog):
-        nnunet(tmp_path, n=2, channels=2)
+        channel_pairs(tmp_path)
         (tmp_path / "imagesTr" / "case_0_0001.nii.gz").unlink()
         with caplog.at_level(logging.WARNING):
             assert len(unlabelled_images([str(tmp_path)])) == 1

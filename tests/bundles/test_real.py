@@ -64,6 +64,13 @@ def test_dicom_gives_what_nifti_gives_in_world_space(tmp_path):
     assert (moved == np.asarray(first.dataobj)[tuple(index.T)]).all()
     assert (np.asarray(second.dataobj) > 0).sum() == len(index)
 
+    # whose reference came with the series as NIfTI, made by other software: a flipped geometry would miss it
+    liver = np.argwhere(np.asarray(first.dataobj) == 6)
+    reference = nib.load(CT / "ct_dicom" / "label_btcv13.nii.gz")
+    there = nib.affines.apply_affine(np.linalg.inv(reference.affine) @ first.affine, liver).round().astype(int)
+    truth = np.asarray(reference.dataobj) == 6
+    assert 2 * truth[tuple(there.T)].sum() / (len(liver) + truth.sum()) > 0.8
+
     import pydicom
 
     written = pydicom.dcmread(tmp_path / "dicom" / "series_seg.dcm")
