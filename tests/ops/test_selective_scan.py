@@ -12,7 +12,7 @@ from torch.testing import assert_close
 
 from mambamim_nets.ops import selective_scan
 from mambamim_nets.ops.selective_scan import naive, native
-from mambamim_nets.ops.selective_scan_native import CHUNK, LANES, SERIAL_WORK
+from mambamim_nets.ops.selective_scan.native import CHUNK, LANES, SERIAL_WORK
 
 LENGTHS = [1, 7, CHUNK - 1, CHUNK, CHUNK + 1, 63, 64, 65, 129]
 NAMES = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
