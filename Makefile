@@ -2,6 +2,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 PYTEST_ARGS ?= tests
+BENCH_ARGS ?=
+BENCH_JSON ?= build/benchmarks.json
+BENCH_PAGE ?= $(if $(BENCH_ARGS),build,docs)/BENCHMARKS.md
 .DEFAULT_GOAL := help
 .PHONY: install demo test lint bench sync-bundles package help
 
@@ -15,6 +18,7 @@ help:  ## list the targets
 	@echo 'PYTHON=python3.11   the interpreter of the virtual environment (3.11 or newer)'
 	@echo 'VENV=.venv          its folder'
 	@echo 'PYTEST_ARGS=...     arguments of make test, e.g. PYTEST_ARGS="tests/ops -x"'
+	@echo 'BENCH_ARGS=...      arguments of make bench, e.g. BENCH_ARGS="-k scan"; its page is then build/BENCHMARKS.md'
 	@echo 'Without a GPU, PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu makes the first download much smaller.'
 
 install: $(STAMP)  ## set up the virtual environment
@@ -36,8 +40,10 @@ lint: $(STAMP)  ## check style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(STAMP)  ## measure the operators
-	$(BIN)/python -m pytest tests/benchmarks --benchmark-only
+bench: $(STAMP)  ## measure the fast paths against their baselines and write docs/BENCHMARKS.md
+	@mkdir -p $(dir $(BENCH_JSON))
+	$(BIN)/python -m pytest tests/benchmarks --benchmark-only --benchmark-json $(BENCH_JSON) -m 'not long' $(BENCH_ARGS)
+	$(BIN)/python tests/benchmarks/page.py $(BENCH_JSON) --output $(BENCH_PAGE)
 
 sync-bundles: $(STAMP)  ## copy what the bundles share from the source bundle to the others
 	$(BIN)/python .ci/sync_bundles.py

@@ -15,7 +15,7 @@ from pathlib import Path
 
 SOURCES = ("btcv_seg", "msd_seg")
 BODIES = ("train.json", "inference.json")
-WHOLE = ("evaluate.json", "promote.json", "multi_gpu_train.json", "multi_gpu_evaluate.json")
+WHOLE = ("evaluate.json", "promote.json", "inference_trt.json", "multi_gpu_train.json", "multi_gpu_evaluate.json")
 WHERE_PRESENT = ("starter.json",)
 _BODY = re.compile(r'^ *"body" *:', re.MULTILINE)
 

@@ -21,6 +21,7 @@ IMAGES = (".nii", ".nii.gz", ".dcm", ".nrrd", ".mha", ".mhd", ".mgz", ".h5")
 
 TENSORS = frozenset(("torch", "einops", "numpy"))
 KERNELS = {"numba", "triton", "mamba_ssm", "causal_conv1d"}
+ON_FIRST_USE = {"fused", "uncompiled"}  # modules of ours that load triton and torch._dynamo
 
 
 class Rule(NamedTuple):
@@ -34,6 +35,7 @@ class Rule(NamedTuple):
 NETWORK_ROOMS = {"ops", "masking", "losses", "layers", "nets", "checkpoint"}
 RULES = {
     "ops": Rule({"ops"}, lazy=KERNELS),
+    "fused": Rule({"ops"}, TENSORS | {"triton"}),  # ops/<operator>/fused.py
     "masking": Rule({"ops", "masking"}),
     "losses": Rule({"ops", "masking", "losses"}),
     "layers": Rule({"ops", "masking", "layers"}),
@@ -65,8 +67,11 @@ def imports(node: ast.AST, lazy: bool = False) -> Iterator[Import]:
         elif isinstance(child, ast.ImportFrom):
             module = "." * child.level + (child.module or "")
             names = [module]
-            if module == "mambamim_nets":  # from mambamim_nets import masking: the module, not the package
-                names = [f"{module}.{alias.name}" if alias.name in RULES else module for alias in child.names]
+            if (
+                module.split(".")[0] == "mambamim_nets"
+            ):  # from mambamim_nets import masking: the module, not the package
+                modules = ON_FIRST_USE | (set(RULES) if module == "mambamim_nets" else set())
+                names = [f"{module}.{alias.name}" if alias.name in modules else module for alias in child.names]
             yield from (Import(name, child.lineno, lazy) for name in names)
         else:
             guarded = isinstance(child, ast.If) and ast.unparse(child.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING")
@@ -81,7 +86,7 @@ def room(module: str) -> str:
 def allowed(found: Import, rule: Rule) -> bool:
     module = found.module
     if module.split(".")[0] == "mambamim_nets":
-        return room(module) in rule.rooms
+        return room(module) in rule.rooms and (found.lazy or module.split(".")[-1] not in ON_FIRST_USE)
     packages = rule.packages | (rule.lazy if found.lazy else set())
     standard = module.split(".")[0] in sys.stdlib_module_names
     return standard or any(module == name or module.startswith(f"{name}.") for name in packages)
@@ -94,7 +99,7 @@ def module_id(path: Path) -> str:
 @pytest.mark.parametrize("path", MODULES, ids=module_id)
 def test_modules_import_only_what_their_room_may(path):
     inside = path.relative_to(PACKAGE).with_suffix("").parts
-    name = "" if inside == ("__init__",) else inside[0]
+    name = "" if inside == ("__init__",) else "fused" if inside[-1] == "fused" else inside[0]
     assert name in RULES, f"{path.name} is in no known room; add a rule"
     found = imports(ast.parse(path.read_text(encoding="utf-8")))
     wrong = [f"line {item.line}: {item.module}" for item in found if not allowed(item, RULES[name])]
@@ -106,6 +111,14 @@ def test_modules_import_only_what_their_room_may(path):
     [
         ("import numba", "ops", False),
         ("def f():\n    import numba", "ops", True),
+        ("import triton", "ops", False),
+        ("import triton.language as tl", "fused", True),
+        ("import numba", "fused", False),
+        ("from mambamim_nets.ops.toki.fused import fused", "ops", False),
+        ("from mambamim_nets.ops.toki import fused", "ops", False),
+        ("import mambamim_nets.ops.toki.fused", "ops", False),
+        ("def f():\n    from mambamim_nets.ops.toki.fused import fused", "ops", True),
+        ("from mambamim_nets.ops.uncompiled import call", "ops", False),
         ("from mambamim_nets.nets import HyMamba", "layers", False),
         ("from mambamim_nets import nets", "losses", False),
         ("from mambamim_nets import HyMamba", "nets", False),
@@ -132,6 +145,7 @@ def test_importing_the_package_is_light():
     heavy = (
         "numba",
         "triton",
+        "torch._dynamo",
         "mamba_ssm",
         "matplotlib",
         "monai.bundle",

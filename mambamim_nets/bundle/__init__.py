@@ -15,7 +15,6 @@ from mambamim_nets.bundle.data import (
 from mambamim_nets.bundle.datalist import unlabelled_images
 from mambamim_nets.bundle.folds import folds, limit_cases, listed_parts, split, with_listed_parts
 from mambamim_nets.bundle.handlers import (
-    AutocastInferer,
     ClipGradients,
     EpochSeed,
     Progress,
@@ -24,6 +23,7 @@ from mambamim_nets.bundle.handlers import (
     mim_batch,
     mim_loss,
 )
+from mambamim_nets.bundle.inferers import AutocastInferer, bfloat16_is_fast, tensorrt
 from mambamim_nets.bundle.launch import (
     announce,
     bundle_root,
@@ -73,6 +73,7 @@ __all__ = [
     "ValidationPicture",
     "announce",
     "augmentations",
+    "bfloat16_is_fast",
     "bundle_root",
     "cached",
     "case_metrics",
@@ -112,6 +113,7 @@ __all__ = [
     "start_network",
     "stored_order",
     "task_spec",
+    "tensorrt",
     "trained_network",
     "training_sampler",
     "unlabelled",

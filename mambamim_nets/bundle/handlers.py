@@ -1,8 +1,7 @@
-"""Ignite handlers and inferers that MONAI does not have: per-epoch seeds, gradient clipping, progress, mirroring."""
+"""Ignite handlers that MONAI does not have: per-epoch seeds, gradient clipping, progress, pictures."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from itertools import combinations
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +11,15 @@ from ignite.handlers import ProgressBar
 from monai.data.utils import set_rnd
 from monai.engines import Trainer
 from monai.engines.utils import IterationEvents
-from monai.inferers import Inferer
 from torch import Tensor, nn
 
 from mambamim_nets.bundle.checkpoints import LAST
-from mambamim_nets.bundle.launch import bare, epoch_seed, flag, interactive, process_rank, seed_epoch
+from mambamim_nets.bundle.launch import bare, epoch_seed, interactive, process_rank, seed_epoch
 from mambamim_nets.bundle.pictures import figure_array, reconstruction, reconstruction_figure
 from mambamim_nets.masking import expand_visible
 from mambamim_nets.nets.mambamim import MambaMIM
 
 __all__ = [
-    "AutocastInferer",
     "ClipGradients",
     "EpochSeed",
     "Progress",
@@ -33,39 +30,6 @@ __all__ = [
 ]
 
 logger = logging.getLogger("mambamim_nets")
-
-
-class AutocastInferer(Inferer):
-    """Run another inferer under bfloat16 autocast on any device; outputs come back in float32.
-
-    Args:
-        inferer: what calls the network.
-        amp: False leaves everything in float32.
-        mirror_axes: test-time mirroring: average the outputs over all combinations of flips of these spatial axes.
-            Only for axes that training mirrored too; n axes cost 2^n times the time.
-
-    Raises:
-        ValueError: if an axis is not 0, 1 or 2.
-    """
-
-    def __init__(self, inferer: Inferer, amp: bool | str = False, mirror_axes: Sequence[int] = ()) -> None:
-        super().__init__()
-        if not set(mirror_axes) <= {0, 1, 2}:
-            raise ValueError(f"mirror_axes {list(mirror_axes)} must be among 0, 1 and 2")
-        axes = sorted({axis + 2 for axis in mirror_axes})
-        self.inferer, self.amp = inferer, flag(amp, "amp")
-        self.flips = [flip for n in range(len(axes) + 1) for flip in combinations(axes, n)]
-
-    def __call__(self, inputs: Tensor, network: Callable, *args: Any, **kwargs: Any) -> Any:
-        with torch.autocast(inputs.device.type, torch.bfloat16, enabled=self.amp):
-            out = self.inferer(inputs, network, *args, **kwargs)
-            if not isinstance(out, Tensor):
-                return out
-            out = out.float()
-            for flip in self.flips[1:]:  # the first is no flip
-                flipped = self.inferer(inputs.flip(flip), network, *args, **kwargs).float()
-                out = flipped.flip(flip).add_(out)  # a flip is a copy; the network's own outputs stay as they are
-        return out / len(self.flips) if len(self.flips) > 1 else out
 
 
 class EpochSeed:

@@ -24,6 +24,9 @@ from mambamim_nets.bundle.launch import flag
 __all__ = ["RegionLoss", "RestoreLabelsd", "StructureMasksd", "Targets", "keep_largest"]
 
 GIB = 2**30
+# MONAI's weights of overlapping windows lie in [1e-3, 1]; 64 windows (overlap 0.75) at weight 1 whose logits speak
+# against background by 10,000 move the blend by 6.4e5, one window of background at weight 1e-3 by 1e6
+CERTAIN = 1e9
 logger = logging.getLogger("mambamim_nets")
 
 
@@ -40,6 +43,8 @@ class Targets:
         out_channels: of the network.
         channels: their names.
         structures: name -> label values, what metrics and volumes are about.
+        background: logits (out_channels) of a voxel that is certainly background. Their probabilities are exactly 0
+            and 1, and they decide wherever they are blended with a network's.
 
     Raises:
         ValueError: on label values or regions that break these rules.
@@ -54,6 +59,9 @@ class Targets:
         self.structures = self.regions or {name: (value,) for value, name in self.labels.items()}
         self.channels = [*self.regions] or ["background", *self.labels.values()]
         self.out_channels = len(self.channels)
+        self.background = [-CERTAIN] * self.out_channels
+        if not self.regions:
+            self.background[0] = 0.0
 
     def loss(self) -> nn.Module:
         """Return the loss of logits (B, C, D, H, W) against label maps (B, 1, D, H, W).

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mambamim_nets.ops.causal_conv import causal_conv
 from mambamim_nets.ops.selective_scan import selective_scan
 
 __all__ = ["MambaLayer", "MambaMixer"]
@@ -68,39 +69,63 @@ class MambaMixer(nn.Module):
             linear.bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # inverse of softplus
         return linear
 
-    def _scan(
-        self, x: Tensor, z: Tensor, projected: Tensor, dt_weight: Tensor, dt_bias: Tensor, A_log: Tensor, D: Tensor
+    def _direct(
+        self,
+        x: Tensor,
+        conv: Tensor,
+        conv_bias: Tensor | None,
+        x_proj: Tensor,
+        dt_proj: Tensor,
+        dt_bias: Tensor,
+        A_log: Tensor,
+        D: Tensor,
     ) -> Tensor:
-        """Scan one direction: x, z (B, d_inner, L), projected (B, L, dt_rank + 2 d_state) -> (B, d_inner, L)."""
+        """Convolve and scan one direction, x (B, L, d_inner) -> (B, L, d_inner), with that direction's parameters.
+
+        Sequences stay (B, L, d_inner) in memory; what the operators see as (B, d_inner, L) is a view.
+        """
+        u = causal_conv(x.transpose(1, 2), conv.squeeze(1), conv_bias, activation="silu")
+        projected = F.linear(u.transpose(1, 2), x_proj)
         dt, b, c = projected.split([self.dt_rank, self.d_state, self.d_state], dim=-1)
         y = selective_scan(
-            x,
-            F.linear(dt, dt_weight).transpose(1, 2),
+            u,
+            F.linear(dt, dt_proj).transpose(1, 2),
             -torch.exp(A_log.float()),
             b.transpose(1, 2),
             c.transpose(1, 2),
             D=D.float(),
-            z=z,
             delta_bias=dt_bias.float(),
             delta_softplus=True,
         )
         assert isinstance(y, Tensor)  # a pair only with return_last_state
-        return y
+        return y.transpose(1, 2)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Mix tokens (B, L, d_model) along L; same shape out."""
-        length = tokens.shape[1]
-        x, z = self.in_proj(tokens).transpose(1, 2).chunk(2, dim=1)
-        u = F.silu(self.conv1d(x)[..., :length])
-        projected = self.x_proj(u.transpose(1, 2))
-        y = self._scan(u, z, projected, self.dt_proj.weight, self.dt_proj.bias, self.A_log, self.D)
+        x, z = self.in_proj(tokens).chunk(2, dim=-1)
+        y = self._direct(
+            x,
+            self.conv1d.weight,
+            self.conv1d.bias,
+            self.x_proj.weight,
+            self.dt_proj.weight,
+            self.dt_proj.bias,
+            self.A_log,
+            self.D,
+        )
         if self.bidirectional:
-            x, z = x.flip(-1), z.flip(-1)
-            u = F.silu(self.conv1d_b(x)[..., :length])
-            projected = self.x_proj_b(u.transpose(1, 2))
-            back = self._scan(u, z, projected, self.dt_proj_b.weight, self.dt_proj_b.bias, self.A_b_log, self.D_b)
-            y = y + back.flip(-1)
-        return self.out_proj(y.transpose(1, 2))
+            back = self._direct(
+                x.flip(1),
+                self.conv1d_b.weight,
+                self.conv1d_b.bias,
+                self.x_proj_b.weight,
+                self.dt_proj_b.weight,
+                self.dt_proj_b.bias,
+                self.A_b_log,
+                self.D_b,
+            )
+            y = y + back.flip(1)
+        return self.out_proj(y * F.silu(z))  # one gate for both directions
 
 
 class MambaLayer(nn.Module):

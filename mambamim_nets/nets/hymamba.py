@@ -51,7 +51,11 @@ SIZES = {
 
 
 class Encoding(NamedTuple):
-    """What decoders read: dense skip maps by stride, tokens (B, K, C) in scan order, that order and its inverse."""
+    """What decoders read.
+
+    skips: maps by stride, (B, C, D / stride, ...), or their visible blocks (N, C, b, b, b) if there was a mask.
+    tokens: (B, K, C) in scan order. order, inverse: that order, (T,) int64, and its inverse.
+    """
 
     skips: dict[int, Tensor]
     tokens: Tensor
@@ -113,7 +117,8 @@ class HyMamba(nn.Module):
     def _convolve(self, x: Tensor, neighbours: Tensor | None, strides: list[int]) -> tuple[dict[int, Tensor], Tensor]:
         """Run the CNN stage on a dense map, or on visible blocks: skips at ``strides``, and the map at stride 16."""
         if neighbours is None:
-            x = x.contiguous(memory_format=torch.channels_last_3d)
+            # contiguous() would leave one channel as it is, and convolutions then take it for channels-first
+            x = x.clone(memory_format=torch.channels_last_3d)
         skips: dict[int, Tensor] = {}
         x = self.stem(x, neighbours)
         for level, (widen, skip, blocks) in enumerate(zip(self.widen, self.skips, self.stages)):  # noqa: B905  # scripted
@@ -174,11 +179,13 @@ class HyMamba(nn.Module):
             if mask is not None:
                 check_visible(mask, x.shape[0], grid)
         token_visible = visible if token_visible is None else token_visible
-        if visible is None or bool(visible.all()):
+        if visible is None:
             skips, deepest = self._convolve(x, None, list(strides))
+        elif bool(visible.all()):
+            dense, deepest = self._convolve(x, None, list(strides))
+            skips = {stride: pack(skip, visible) for stride, skip in dense.items()}
         else:
-            blocks, deepest = self._convolve(pack(x, visible), neighbour_table(visible), list(strides))
-            skips = {stride: unpack(block, visible) for stride, block in blocks.items()}
+            skips, deepest = self._convolve(pack(x, visible), neighbour_table(visible), list(strides))
             deepest = unpack(deepest, visible)
         tokens = self._embed(deepest)
         order, inverse = (index.to(x.device) for index in scan_order(grid, self.scan, self.scan_seed))
@@ -202,18 +209,22 @@ class HyMamba(nn.Module):
             return self._scripted(x, visible)
         encoding = self.encode(x, visible)
         batch, grid = x.shape[0], token_grid(x.shape[2:])
-        tokens = encoding.tokens
+        tokens, skips = encoding.tokens, list(encoding.skips.values())
         if visible is not None:
+            skips = [unpack(blocks, visible) for blocks in skips]
             kept = visible.flatten(1)[:, encoding.order]
             dense = tokens.new_zeros(*kept.shape, tokens.shape[-1])
             tokens = dense.index_put((kept,), rearrange(tokens, "b k c -> (b k) c"))
         d, h, w = grid
         deepest = rearrange(tokens[:, encoding.inverse], "b (d h w) c -> b c d h w", b=batch, d=d, h=h, w=w)
-        return [*encoding.skips.values(), deepest]
+        return [*skips, deepest]
 
 
 class HyMambaSeg(nn.Module):
     """HyMamba with a UNETR decoder: four up-blocks, a residual block and a 1^3 convolution to classes.
+
+    Everything is channels-last, weights too, where convolutions need no reordering. The decoder's instance norm is
+    written as a group norm of one channel per group, the same without parameters, since MONAI's would leave that order.
 
     Args:
         in_channels: image channels.
@@ -246,13 +257,14 @@ class HyMambaSeg(nn.Module):
                 out_channels=widths[level],
                 kernel_size=3,
                 upsample_kernel_size=2,
-                norm_name="instance",
+                norm_name=("group", {"num_groups": widths[level], "affine": False}),
                 res_block=True,
             )
             for level in (3, 2, 1, 0)
         )
         self.head = ResidualBlock(widths[0], stem)
         self.out = nn.Conv3d(stem, out_channels, kernel_size=1)
+        self.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
 
     def forward(self, x: Tensor) -> Tensor:
         """Segment (B, C_in, D, H, W), sides multiples of 16: logits (B, out_channels, D, H, W)."""

@@ -16,10 +16,9 @@ voxels under each of its positions, so that nothing runs at full resolution; nor
 step does not depend on the batch.
 """
 
-from typing import Literal, NamedTuple, cast
+from typing import Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -28,6 +27,7 @@ from mambamim_nets.layers.toki import TokenInterpolation
 from mambamim_nets.losses import masked_mse, patch_statistics, reconstruction_target
 from mambamim_nets.masking import expand_visible, random_visible, token_grid
 from mambamim_nets.nets.hymamba import HyMamba
+from mambamim_nets.ops.blocks import unpack
 
 __all__ = ["MIMOutput", "MambaMIM"]
 
@@ -47,16 +47,19 @@ class _ConvNormAct(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        self.conv1, self.norm1 = Conv3(in_channels, out_channels), VoxelNorm(out_channels)
-        self.conv2, self.norm2 = Conv3(out_channels, out_channels), VoxelNorm(out_channels)
+        self.conv1, self.norm1 = Conv3(in_channels, out_channels), VoxelNorm(out_channels, negative_slope=0.01)
+        self.conv2, self.norm2 = Conv3(out_channels, out_channels), VoxelNorm(out_channels, negative_slope=0.01)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.leaky_relu(self.norm1(self.conv1(x)), 0.01)
-        return F.leaky_relu(self.norm2(self.conv2(x)), 0.01)
+        x = self.norm1(self.conv1(x))
+        return self.norm2(self.conv2(x))
 
 
 class _DecoderStage(nn.Module):
-    """One step of Algorithm 2: up-sample D_{i+1}, join the filled skip map if there is one, and fuse."""
+    """One step of Algorithm 2: up-sample D_{i+1}, join the filled skip map if there is one, and fuse.
+
+    phi(Fill(S_i, t_i)) is computed as Fill(phi(S_i), phi(t_i)), the same without work on hidden voxels.
+    """
 
     def __init__(self, in_channels: int, out_channels: int, skip_channels: int | None) -> None:
         super().__init__()
@@ -72,9 +75,7 @@ class _DecoderStage(nn.Module):
     def forward(self, x: Tensor, skip: Tensor | None, visible: Tensor) -> Tensor:
         x = self.refine(self.up(x))
         if self.token is not None and skip is not None:
-            kept = expand_visible(visible, skip.shape[2] // visible.shape[2])
-            filled = torch.where(kept, skip, self.token.to(skip.dtype))
-            x = torch.cat([self.project(filled), x], dim=1)
+            x = torch.cat([unpack(self.project(skip), visible, self.project(self.token)), x], dim=1)
         return self.fuse(x)
 
 
@@ -165,7 +166,7 @@ class MambaMIM(nn.Module):
         filled = rearrange(filled[:, encoding.inverse], "b (d h w) c -> b c d h w", d=d, h=h, w=w)
         y = self.bottleneck(filled.contiguous(memory_format=torch.channels_last_3d))
         for stride, stage in zip(reversed(_SKIP_STRIDES), self.decoder, strict=True):
-            y = cast(_DecoderStage, stage)(y, encoding.skips.get(stride), visible)
+            y = stage(y, encoding.skips.get(stride), visible)
         reconstruction = rearrange(self.predict(y), "b (c i j k) d h w -> b c (d i) (h j) (w k)", i=2, j=2, k=2)
         loss = masked_mse(reconstruction, reconstruction_target(x, self.target), visible)
         return MIMOutput(loss, reconstruction, visible)

@@ -1,76 +1,15 @@
-"""Mirroring, averaged weights and early stopping, on networks small enough to compute by hand."""
+"""Averaged weights and early stopping, on networks small enough to compute by hand."""
 
 import pytest
 import torch
 from ignite.engine import Events
 from ignite.metrics import Metric
-from monai.data import DataLoader, Dataset, MetaTensor
+from monai.data import DataLoader, Dataset
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
 from monai.handlers import ValidationHandler
-from monai.inferers import SimpleInferer, SlidingWindowInferer
 from torch import nn
 
-from mambamim_nets.bundle import AutocastInferer, Average, Checkpoints
-
-# --- mirroring ------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def convolution():
-    torch.manual_seed(0)
-    return nn.Conv3d(2, 3, 3, padding=1)
-
-
-@pytest.mark.parametrize(
-    ("axes", "flips"),
-    [
-        ([], [()]),
-        ([0], [(), (2,)]),
-        ([2, 1], [(), (3,), (4,), (3, 4)]),
-        ((0, 1, 2), [(), (2,), (3,), (4,), (2, 3), (2, 4), (3, 4), (2, 3, 4)]),
-        ([1, 1], [(), (3,)]),
-    ],
-    ids=str,
-)
-@pytest.mark.parametrize(
-    "inner", [SimpleInferer(), SlidingWindowInferer((4, 4, 4), 3, 0.5, "gaussian")], ids=["simple", "sliding"]
-)
-def test_mirroring_is_the_mean_over_all_flips(convolution, axes, flips, inner):
-    image = torch.randn(2, 2, 5, 6, 7)
-    before = image.clone()
-    with torch.no_grad():
-        parts = [inner(image.flip(flip), convolution).flip(flip) for flip in flips]
-        out = AutocastInferer(inner, mirror_axes=axes)(MetaTensor(image), convolution)
-    assert len(parts) == 2 ** len(set(axes))
-    torch.testing.assert_close(torch.as_tensor(out), torch.stack(parts).mean(0), rtol=1e-5, atol=1e-6)
-    assert torch.equal(image, before)
-
-
-def test_mirroring_leaves_the_input_of_a_network_that_returns_it():
-    image = torch.randn(1, 1, 2, 3, 4)
-    before = image.clone()
-    out = AutocastInferer(SimpleInferer(), mirror_axes=[0, 2])(image, nn.Identity())
-    assert torch.equal(image, before)
-    torch.testing.assert_close(out, before)
-
-
-@pytest.mark.parametrize("axes", [[3], [-1], [0, 1, 2, 3]], ids=str)
-def test_an_axis_that_does_not_exist(axes):
-    with pytest.raises(ValueError, match=r"mirror_axes .* must be among 0, 1 and 2"):
-        AutocastInferer(SimpleInferer(), mirror_axes=axes)
-
-
-def test_autocast_computes_in_bfloat16_and_returns_float32(convolution):
-    image = torch.randn(1, 2, 4, 4, 4)
-    with torch.no_grad():
-        exact = AutocastInferer(SimpleInferer(), amp=False)(image, convolution)
-        rounded = AutocastInferer(SimpleInferer(), amp="true")(image, convolution)
-    assert exact.dtype == rounded.dtype == torch.float32
-    assert torch.equal(rounded, rounded.bfloat16().float()) and not torch.equal(exact, rounded)
-    torch.testing.assert_close(exact, rounded, rtol=0.05, atol=0.05)
-
-
-# --- averaged weights and early stopping ----------------------------------------------------------
+from mambamim_nets.bundle import Average, Checkpoints
 
 
 class Prescribed(Metric):

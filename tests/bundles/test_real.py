@@ -1,4 +1,4 @@
-"""The shipped abdominal weights on real CT, as NIfTI and as DICOM: geometry and plausibility, not accuracy."""
+"""The shipped weights on real scans: geometry, plausibility, and bfloat16 against float32; not accuracy."""
 
 import csv
 import os
@@ -9,12 +9,16 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
+from monai.bundle import ConfigParser
 
 BUNDLES = Path(__file__).parents[2] / "bundles"
 SHARED = Path(os.environ.get("MAMBAMIM_DATA", Path(__file__).parents[2] / ".." / "shared" / "data"))
 CT = SHARED / "totalsegmentator"
 
-pytestmark = pytest.mark.skipif(not CT.is_dir(), reason="real CT is not there: set MAMBAMIM_DATA")
+HIPPOCAMPUS, BRATS = SHARED / "msd_hippocampus", SHARED / "brats_tcga" / "mini_2mm"
+
+needs_ct = pytest.mark.skipif(not CT.is_dir(), reason="real CT is not there: set MAMBAMIM_DATA")
 
 
 def segment(source: Path, folder: Path, *options: str) -> None:
@@ -29,6 +33,7 @@ def dice(first: np.ndarray, second: np.ndarray) -> float:
     return float(2 * (first & second).sum() / (first.sum() + second.sum()))
 
 
+@needs_ct
 def test_a_ct_whose_liver_is_where_the_liver_is(tmp_path):
     """Its label map was among the shapes that training deformed: this shows that the chain works."""
     image = CT / "ct_abdomen_3mm" / "image.nii.gz"
@@ -43,6 +48,7 @@ def test_a_ct_whose_liver_is_where_the_liver_is(tmp_path):
     assert 500 < float(row["liver (ml)"]) < 2500
 
 
+@needs_ct
 def test_dicom_gives_what_nifti_gives_in_world_space(tmp_path):
     """The readers may store the slices in opposite order, so voxels are compared where they lie."""
     from mambamim_nets.bundle import LoadScand, scans
@@ -77,3 +83,43 @@ def test_dicom_gives_what_nifti_gives_in_world_space(tmp_path):
     assert written.Modality == "SEG" and written.FrameOfReferenceUID
     assert {s.SegmentLabel for s in written.SegmentSequence} >= {"liver", "spleen"}
     assert len(series_files(str(series), item["series"])) == 20
+
+
+# --- bfloat16 against float32 ---------------------------------------------------------------------
+
+
+def first_case(folder: Path) -> tuple[Path, Path]:
+    image = min((folder / "imagesTr").glob("*.nii.gz"), default=folder / "none")
+    return image, folder / "labelsTr" / image.name
+
+
+ABDOMEN = (CT / "ct_abdomen_3mm" / "image.nii.gz", CT / "ct_abdomen_3mm" / "label_btcv13.nii.gz")
+CASES = [("btcv_seg", *ABDOMEN), ("amos_seg", *ABDOMEN)]
+CASES += [("msd_seg", *first_case(HIPPOCAMPUS)), ("brats_seg", *first_case(BRATS))]
+
+
+@pytest.mark.parametrize(("name", "image", "label"), CASES, ids=[case[0] for case in CASES])
+def test_bfloat16_delivers_what_float32_does(name, image, label):
+    """Mean Dice over the structures that the reference has; BTCV and AMOS number the first nine organs alike."""
+    if not image.is_file():
+        pytest.skip(f"{image} is not there: set MAMBAMIM_DATA")
+    parser = ConfigParser()
+    parser.read_config(str(BUNDLES / name / "configs" / "inference.json"))
+    parser.update({"bundle_root": str(BUNDLES / name), "device": "$torch.device('cpu')", "amp": False})
+    if name == "brats_seg":
+        parser["channel_order"] = ["t1", "t1ce", "t2", "flair"]  # of these files
+    data = parser.get_parsed_content("preprocessing")({"image": str(image)})
+    network, inferer, targets, restore = (
+        parser.get_parsed_content(key) for key in ("network", "inferer", "targets", "postprocessing")
+    )
+    network.load_state_dict(torch.load(parser.get_parsed_content("checkpoint"), weights_only=True))
+    truth, scores = np.asarray(nib.load(label).dataobj), []
+    shared = [values for values in targets.structures.values() if name != "amos_seg" or max(values) <= 9]
+    present = [values for values in shared if np.isin(truth, values).any()]
+    for amp in (False, True):
+        inferer.amp = amp
+        with torch.no_grad():
+            logits = inferer(data["image"][None], network.eval())[0]
+        found = restore({**data, "pred": logits})["pred"][0].numpy()
+        scores.append(np.mean([dice(np.isin(found, values), np.isin(truth, values)) for values in present]))
+    assert min(scores) > 0.2 and abs(scores[0] - scores[1]) <= 0.002, scores

@@ -148,3 +148,13 @@ def test_every_parameter_of_a_layer_learns_and_samples_do_not_mix():
     assert not [name for name, p in layer.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     with torch.no_grad():
         torch.testing.assert_close(layer(tokens[1:2]), out[1:2], atol=1e-5, rtol=1e-4)
+
+
+def test_a_compiled_mixer_equals_eager_with_all_gradients():
+    made, tokens = mixer(bidirectional=True), torch.randn(2, 9, D_MODEL, requires_grad=True)
+    inputs, results = [tokens, *made.parameters()], []
+    for network in (made, torch.compile(made, backend="aot_eager")):
+        out = network(tokens)
+        results.append([out, *torch.autograd.grad(out.square().sum(), inputs)])
+    for eager, compiled in zip(*results, strict=True):
+        torch.testing.assert_close(compiled, eager, atol=1e-5, rtol=1e-4)

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from mambamim_nets.masking import expand_visible, random_visible
-from mambamim_nets.ops.blocks import halo, neighbour_table, pack, unpack
+from mambamim_nets.ops.blocks import halo, neighbour_table, pack, surroundings, unpack
 
 GRIDS = [(3, 2, 4), (1, 1, 1), (1, 5, 2)]
 
@@ -18,6 +18,37 @@ def test_unpack_inverts_pack(grid, side):
     blocks = pack(x, visible)
     assert blocks.shape == (int(visible.sum()), 7, side, side, side)
     torch.testing.assert_close(unpack(blocks, visible), x * expand_visible(visible, side), atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
+@pytest.mark.parametrize("side", [1, 2, 5])
+def test_unpack_fills_hidden_voxels_and_sums_their_gradients(grid, side):
+    visible = random_visible(3, grid, 0.4 if max(grid) > 1 else 0.0)
+    mask = expand_visible(visible, side)
+    x = torch.randn(3, 7, *(n * side for n in grid), dtype=torch.float64, requires_grad=True)
+    fill = torch.randn(1, 7, 1, 1, 1, dtype=torch.float64, requires_grad=True)
+    y, expected = unpack(pack(x, visible), visible, fill), torch.where(mask, x, fill)
+    torch.testing.assert_close(y, expected, atol=0, rtol=0)
+    assert y.permute(0, 2, 3, 4, 1).is_contiguous()
+    upstream = torch.randn_like(y)
+    theirs = torch.autograd.grad(expected, (x, fill), upstream)
+    for ours, reference in zip(torch.autograd.grad(y, (x, fill), upstream), theirs, strict=True):
+        torch.testing.assert_close(ours, reference, atol=1e-12, rtol=1e-12)
+
+
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
+@pytest.mark.parametrize("side", [1, 2, 3])
+def test_surroundings_are_those_of_the_dense_map(grid, side):
+    visible = random_visible(2, grid, 0.5 if max(grid) > 1 else 0.0)
+    x = torch.randn(2, 3, *(n * side for n in grid), dtype=torch.float64, requires_grad=True)
+    rows = surroundings(pack(x, visible), neighbour_table(visible))
+    padded = F.pad(x * expand_visible(visible, side), (1,) * 6)
+    windows = padded.unfold(2, 3, 1).unfold(3, 3, 1).unfold(4, 3, 1)  # (B, C, D, H, W, 3, 3, 3)
+    expected = pack(windows.permute(0, 5, 6, 7, 1, 2, 3, 4).flatten(1, 4), visible).permute(0, 2, 3, 4, 1).flatten(0, 3)
+    torch.testing.assert_close(rows, expected, atol=0, rtol=0)
+    upstream = torch.randn_like(rows)
+    ours, theirs = (torch.autograd.grad(result, x, upstream)[0] for result in (rows, expected))
+    torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=1e-12)
 
 
 @pytest.mark.parametrize("grid", GRIDS, ids=str)

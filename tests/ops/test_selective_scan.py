@@ -1,5 +1,6 @@
 """The Mamba recurrence: compiled CPU path and public function against the loop that states it."""
 
+import importlib
 import multiprocessing
 import subprocess
 import sys
@@ -11,8 +12,9 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from mambamim_nets.ops import selective_scan
+from mambamim_nets.ops.compiled import SERIAL_WORK
 from mambamim_nets.ops.selective_scan import naive, native
-from mambamim_nets.ops.selective_scan.native import CHUNK, LANES, SERIAL_WORK
+from mambamim_nets.ops.selective_scan.native import CHUNK, LANES
 
 LENGTHS = [1, 7, CHUNK - 1, CHUNK, CHUNK + 1, 63, 64, 65, 129]
 NAMES = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
@@ -281,8 +283,8 @@ def test_forked_child_after_use_in_the_parent() -> None:
         torch.set_num_threads(before)
 
 
-def test_import_does_not_load_numba() -> None:
-    program = "import sys, mambamim_nets.ops; assert not {'numba', 'mamba_ssm'} & set(sys.modules)"
+def test_import_does_not_load_kernels() -> None:
+    program = "import sys, mambamim_nets.ops; assert not {'numba', 'triton', 'mamba_ssm'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
 
 
@@ -294,10 +296,40 @@ def test_tracing_equals_eager() -> None:
     assert_close(traced(*changed), selective_scan(*changed), rtol=1e-5, atol=1e-5)
 
 
-def test_torch_compile_equals_eager() -> None:
-    inputs = tuple(tensor.detach() for tensor in draw(length=5, dtype=torch.float32).values())
-    compiled = torch.compile(lambda *args: selective_scan(*args), backend="eager", fullgraph=True)
-    assert_close(compiled(*inputs), selective_scan(*inputs), rtol=1e-5, atol=1e-5)
+def test_torch_compile_keeps_the_kernel_and_its_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The graph breaks around the compiled loops; `parallel` is for what leaves Python."""
+    calls = []
+
+    def counted(*args: Tensor) -> tuple[Tensor, Tensor]:
+        calls.append(len(args))
+        return native(*args)
+
+    monkeypatch.setattr(sys.modules[selective_scan.__module__], "native", counted)
+    inputs = draw(length=5, dtype=torch.float32)
+    results = []
+    for scan in (torch.compile(lambda **args: selective_scan(**args), backend="aot_eager"), selective_scan):
+        out, last_state = scan(**inputs, delta_softplus=True, return_last_state=True)
+        results.append((out, last_state, *gradients(out, last_state, inputs).values()))
+    assert calls == [5, 5]
+    for one, other in zip(*results, strict=True):
+        assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_what_mamba_ssm_is_given(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its contract: sequences of one dtype; A, D and delta_bias float32."""
+    module = importlib.import_module("mambamim_nets.ops.selective_scan.external")
+    inputs = {name: tensor.detach() for name, tensor in draw(dtype=torch.float32).items()}
+    inputs["u"] = inputs["u"].to(dtype)
+
+    def selective_scan_fn(u, delta, A, B, C, D, z, delta_bias, delta_softplus, return_last_state):  # type: ignore
+        assert {tensor.dtype for tensor in (u, delta, B, C, z)} == {dtype}
+        assert {tensor.dtype for tensor in (A, D, delta_bias)} == {torch.float32}
+        return selective_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, return_last_state)
+
+    monkeypatch.setattr(module, "mamba_ssm_scan", lambda: selective_scan_fn)
+    out = module.external(*inputs.values(), True, False)
+    assert_close(out, selective_scan(**inputs, delta_softplus=True), rtol=3e-2, atol=3e-2)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

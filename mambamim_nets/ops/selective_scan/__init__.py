@@ -18,59 +18,24 @@ Equations, one channel
     out_t = y_t silu(z_t)
 
 Implementations of the recurrence, one file each: `naive` states it, `native` is the CPU path, `parallel` keeps graphs
-small (torch.jit.trace, torch.compile, ONNX); on CUDA mamba_ssm's kernel runs where it is installed.
+small (torch.jit.trace, torch.export, ONNX); on CUDA `external` calls mamba_ssm's kernel where it is installed, and
+`fused` is our own in Triton.
 
 Deliberate deviations from mamba_ssm: the last state carries its gradient; float64 inputs are computed in float64; A is
 real.
 """
 
-import functools
-import importlib
-from collections.abc import Callable
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mambamim_nets.ops.dispatch import importable, opaque, recording
+from mambamim_nets.ops.selective_scan.external import external, mamba_ssm_scan
 from mambamim_nets.ops.selective_scan.naive import naive
 from mambamim_nets.ops.selective_scan.native import native
 from mambamim_nets.ops.selective_scan.parallel import parallel
 
-__all__ = ["fused", "naive", "native", "parallel", "selective_scan"]
-
-
-@functools.cache
-def _mamba_ssm_scan() -> Callable[..., Any] | None:
-    """Import mamba_ssm's kernel, once; None when it is not installed or does not load here."""
-    try:
-        return importlib.import_module("mamba_ssm.ops.selective_scan_interface").selective_scan_fn
-    except (ImportError, OSError):
-        return None
-
-
-def fused(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    return_last_state: bool,
-) -> Tensor | tuple[Tensor, Tensor]:
-    """Call mamba_ssm's CUDA kernel with the dtypes it wants.
-
-    Arguments and results as in `selective_scan`, but the last state has no gradient.
-    """
-    kernel = _mamba_ssm_scan()
-    assert kernel is not None
-    delta, B, C = (tensor.to(u.dtype) for tensor in (delta, B, C))
-    z = None if z is None else z.to(u.dtype)
-    D, delta_bias = (None if tensor is None else tensor.float() for tensor in (D, delta_bias))
-    return kernel(u, delta, A.float(), B, C, D, z, delta_bias, delta_softplus, return_last_state)
+__all__ = ["naive", "native", "parallel", "selective_scan"]
 
 
 def selective_scan(
@@ -87,9 +52,10 @@ def selective_scan(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Scan sequences with the Mamba recurrence; the equations are at the top of this file.
 
-    CUDA tensors go to mamba_ssm's kernel where it is installed, CPU tensors to compiled loops, anything else to the
-    plain loop; tracing, torch.compile and export go to `parallel`, and so does a scripted network on CUDA, while on the
-    CPU it runs the plain loop. All agree. States and sums are float32 (float64 if u is), also inside autocast.
+    CUDA tensors go to mamba_ssm's kernel where it is installed, else to our own where Triton is; CPU tensors to
+    compiled loops; anything else to the plain loop. torch.compile leaves these kernels as they are: the graph breaks
+    around them. Tracing and export record `parallel`; a scripted network runs it on CUDA and the plain loop on the CPU.
+    All agree. States and sums are float32 (float64 if u is), also inside autocast.
 
     Args:
         u: input, (B, D, L).
@@ -112,11 +78,11 @@ def selective_scan(
     """
     if not torch.jit.is_scripting():
         _check(u, delta, A, B, C, D, z, delta_bias)
-        # mamba_ssm drops the gradient of the last state: with one to keep, the plain loop is right.
+        # mamba_ssm drops the gradient of the last state
         keeps_gradients = not (return_last_state and torch.is_grad_enabled())
-        usable = u.is_cuda and u.dtype != torch.float64 and not _recording() and keeps_gradients
-        if usable and _mamba_ssm_scan() is not None:
-            return fused(u, delta, A, B, C, D, z, delta_bias, delta_softplus, return_last_state)
+        usable = u.is_cuda and u.dtype != torch.float64 and not recording() and keeps_gradients
+        if usable and importable("mamba_ssm") and mamba_ssm_scan() is not None:
+            return opaque(external, u, delta, A, B, C, D, z, delta_bias, delta_softplus, return_last_state)
 
     dtype = torch.float64 if u.dtype == torch.float64 else torch.float32
     # One transposition in front, so that everything after it is contiguous over channels.
@@ -132,25 +98,30 @@ def selective_scan(
     if D is not None:
         y = torch.addcmul(y, x, D.to(dtype))
     if z is not None:
-        y = y * F.silu(z.transpose(1, 2).to(dtype).contiguous())
+        y = y * F.silu(z.transpose(1, 2).to(dtype))
     out = y.to(u.dtype).transpose(1, 2)
     if return_last_state:
         return out, last_state
     return out
 
 
-def _recording() -> bool:
-    """Whether a graph is being recorded: by torch.jit.trace, torch.compile or torch.export (also under ONNX)."""
-    return torch.jit.is_tracing() or torch.compiler.is_compiling()
-
-
 def _recurrence(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
     """Choose an implementation; scripting compiles its own branch alone."""
     if torch.jit.is_scripting():
         return parallel(u, delta, A, B, C) if u.is_cuda else naive(u, delta, A, B, C)
-    if _recording():
+    if recording():
         return parallel(u, delta, A, B, C)
-    return (native if u.device.type == "cpu" else naive)(u, delta, A, B, C)
+    if u.device.type == "cpu":
+        return opaque(native, u, delta, A, B, C)
+    if u.is_cuda and importable("triton"):
+        return opaque(_fused, u, delta, A, B, C)
+    return naive(u, delta, A, B, C)
+
+
+def _fused(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
+    from mambamim_nets.ops.selective_scan.fused import fused
+
+    return fused(u, delta, A, B, C)
 
 
 def _check(

@@ -8,10 +8,7 @@ disk; no compiler is needed at install.
 
 import functools
 import math
-import os
-import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -20,9 +17,10 @@ from einops import rearrange
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from mambamim_nets.ops.compiled import FASTMATH, SERIAL_WORK, compiled, launch
+
 LANES = 64  # channels that advance together: a constant, so that the compiler vectorises the innermost loops
 CHUNK = 32  # steps between two saved states; the backward pass recomputes the states in between
-SERIAL_WORK = 1 << 17  # below this many state updates a thread pool costs more than it saves
 
 
 def _exp(x: float) -> float:
@@ -48,20 +46,20 @@ def _forward_kernel(first, last, parts, u, delta, A, B, C, y, final, saved):
         begin = group * channels + channels * part // parts
         end = group * channels + channels * (part + 1) // parts
         for low in range(begin, end, LANES):
-            lanes = min(LANES, end - low)
+            high = min(low + LANES, end)
+            lanes = high - low
             for n in range(states):
                 for i in range(LANES):
                     h[n, i] = 0
-                for i in range(lanes):
-                    a[n, i] = A[n, low + i]
+                a[n, :lanes] = A[n, low:high]
             for t in range(length):
                 if t % CHUNK == 0 and t // CHUNK < saved.shape[1]:
                     for n in range(states):
-                        for i in range(lanes):
-                            saved[sample, t // CHUNK, n, low + i] = h[n, i]
+                        saved[sample, t // CHUNK, n, low:high] = h[n, :lanes]
+                u_t, delta_t, y_t = u[sample, t, low:high], delta[sample, t, low:high], y[sample, t, low:high]
                 for i in range(lanes):
-                    step[i] = delta[sample, t, low + i]
-                    inflow[i] = step[i] * u[sample, t, low + i]
+                    step[i] = delta_t[i]
+                    inflow[i] = delta_t[i] * u_t[i]
                 for i in range(LANES):
                     out[i] = 0
                 for n in range(states):
@@ -70,10 +68,9 @@ def _forward_kernel(first, last, parts, u, delta, A, B, C, y, final, saved):
                         h[n, i] = _exp(step[i] * a[n, i]) * h[n, i] + inflow[i] * b_t
                         out[i] += c_t * h[n, i]
                 for i in range(lanes):
-                    y[sample, t, low + i] = out[i]
+                    y_t[i] = out[i]
             for n in range(states):
-                for i in range(lanes):
-                    final[sample, n, low + i] = h[n, i]
+                final[sample, n, low:high] = h[n, :lanes]
 
 
 def _backward_kernel(first, last, parts, u, delta, A, B, C, saved, dy, dfinal, du, ddelta, dA, dB, dC):
@@ -98,25 +95,24 @@ def _backward_kernel(first, last, parts, u, delta, A, B, C, saved, dy, dfinal, d
         begin = group * channels + channels * part // parts
         end = group * channels + channels * (part + 1) // parts
         for low in range(begin, end, LANES):
-            lanes = min(LANES, end - low)
+            high = min(low + LANES, end)
+            lanes = high - low
             if lanes < LANES:  # unused lanes must not carry values of the previous block into dB and dC
                 h[:], step[:], inflow[:], dout[:], dh[:] = 0, 0, 0, 0, 0
             for n in range(states):
-                for i in range(LANES):
-                    da[n, i] = 0
-                for i in range(lanes):
-                    a[n, i] = A[n, low + i]
-                    dh[n, i] = dfinal[sample, n, low + i]
+                da[n] = 0
+                a[n, :lanes] = A[n, low:high]
+                dh[n, :lanes] = dfinal[sample, n, low:high]
             for chunk in range((length - 1) // CHUNK, -1, -1):
                 start = chunk * CHUNK
                 size = min(CHUNK, length - start)
                 for n in range(states):
-                    for i in range(lanes):
-                        h[0, n, i] = saved[sample, chunk, n, low + i]
+                    h[0, n, :lanes] = saved[sample, chunk, n, low:high]
                 for s in range(size):
+                    u_t, delta_t = u[sample, start + s, low:high], delta[sample, start + s, low:high]
                     for i in range(lanes):
-                        step[s, i] = delta[sample, start + s, low + i]
-                        inflow[s, i] = step[s, i] * u[sample, start + s, low + i]
+                        step[s, i] = delta_t[i]
+                        inflow[s, i] = delta_t[i] * u_t[i]
                     for n in range(states):
                         b_t = B[sample, group, start + s, n]
                         for i in range(LANES):
@@ -124,8 +120,9 @@ def _backward_kernel(first, last, parts, u, delta, A, B, C, saved, dy, dfinal, d
                             h[s + 1, n, i] = decay[s, n, i] * h[s, n, i] + inflow[s, i] * b_t
                 for s in range(size - 1, -1, -1):
                     t = start + s
+                    u_t, dy_t = u[sample, t, low:high], dy[sample, t, low:high]
                     for i in range(lanes):
-                        dout[i] = dy[sample, t, low + i]
+                        dout[i] = dy_t[i]
                     for i in range(LANES):
                         dinflow[i] = 0
                         dstep[i] = 0
@@ -145,12 +142,13 @@ def _backward_kernel(first, last, parts, u, delta, A, B, C, saved, dy, dfinal, d
                             dh[n, i] = back
                         dB[part, sample, group, t, n] += db
                         dC[part, sample, group, t, n] += dc
+                    du_t, ddelta_t = du[sample, t, low:high], ddelta[sample, t, low:high]
                     for i in range(lanes):
-                        du[sample, t, low + i] = dinflow[i] * step[s, i]
-                        ddelta[sample, t, low + i] = dinflow[i] * u[sample, t, low + i] + dstep[i]
+                        du_t[i] = dinflow[i] * step[s, i]
+                    for i in range(lanes):
+                        ddelta_t[i] = dinflow[i] * u_t[i] + dstep[i]
             for n in range(states):
-                for i in range(lanes):
-                    dA[sample, n, low + i] = da[n, i]
+                dA[sample, n, low:high] = da[n, :lanes]
 
 
 @functools.cache
@@ -158,9 +156,6 @@ def _kernels() -> tuple[Callable[..., None], Callable[..., None]]:
     """Return the two compiled kernels; numba compiles once per machine and reads its disk cache afterwards."""
     import numba
     from numba.extending import overload
-
-    # Sums may be reordered and products fused; nan and inf keep their meaning.
-    fastmath = {"reassoc", "contract", "nsz"}
 
     def exp_float32(x):
         # exp(x) = 2^k exp(r), |r| <= ln(2) / 2; ln(2) in two parts, Taylor to the seventh order: error below 3e-7.
@@ -180,43 +175,11 @@ def _kernels() -> tuple[Callable[..., None], Callable[..., None]]:
     def exp_float64(x):
         return math.exp(x)
 
-    @overload(_exp, jit_options={"fastmath": fastmath})
+    @overload(_exp, jit_options={"fastmath": FASTMATH})
     def _(x):
         return exp_float32 if x == numba.float32 else exp_float64
 
-    def compiled(kernel: Callable[..., None]) -> Callable[..., None]:
-        try:
-            return numba.njit(nogil=True, fastmath=fastmath, cache=True)(kernel)
-        except RuntimeError:  # neither the package folder nor the user's cache folder can be written
-            return numba.njit(nogil=True, fastmath=fastmath)(kernel)
-
     return compiled(_forward_kernel), compiled(_backward_kernel)
-
-
-_lock = threading.Lock()
-_pool: ThreadPoolExecutor | None = None
-_pool_size = 0
-
-
-def _forget_pool() -> None:
-    """Drop the pool in a forked child: its threads stayed in the parent."""
-    global _lock, _pool, _pool_size
-    _lock, _pool, _pool_size = threading.Lock(), None, 0
-
-
-@functools.cache
-def _forget_pool_after_fork() -> None:
-    if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=_forget_pool)
-
-
-def _workers(count: int) -> ThreadPoolExecutor:
-    global _pool, _pool_size
-    with _lock:
-        if _pool is None or _pool_size < count:
-            _forget_pool_after_fork()
-            _pool, _pool_size = ThreadPoolExecutor(count, thread_name_prefix="selective_scan"), count
-        return _pool
 
 
 def _plan(u: Tensor, B: Tensor) -> tuple[int, int]:
@@ -230,21 +193,6 @@ def _plan(u: Tensor, B: Tensor) -> tuple[int, int]:
     return threads, min(math.ceil(threads / math.gcd(threads, samples * groups)), blocks)
 
 
-def _launch(kernel: Callable[..., None], threads: int, tasks: int, parts: int, tensors: tuple[Tensor, ...]) -> None:
-    """Split the tasks of a kernel over threads; the calling thread takes the first share."""
-    arrays = [tensor.detach().numpy() for tensor in tensors]
-    threads = min(threads, tasks)
-    if threads == 1:
-        kernel(0, tasks, parts, *arrays)
-        return
-    cuts = [tasks * i // threads for i in range(threads + 1)]
-    pool = _workers(threads - 1)
-    waiting = [pool.submit(kernel, cuts[i], cuts[i + 1], parts, *arrays) for i in range(1, threads)]
-    kernel(cuts[0], cuts[1], parts, *arrays)
-    for future in waiting:
-        future.result()
-
-
 def _native_forward(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, *, save: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -254,7 +202,7 @@ def _native_forward(
     final = u.new_empty(samples, A.shape[0], channels)
     saved = u.new_empty(samples, math.ceil(length / CHUNK) if save else 0, A.shape[0], channels)
     threads, parts = _plan(u, B)
-    _launch(_kernels()[0], threads, samples * B.shape[1] * parts, parts, (u, delta, A, B, C, y, final, saved))
+    launch(_kernels()[0], threads, samples * B.shape[1] * parts, parts, (u, delta, A, B, C, y, final, saved))
     return y, final, saved
 
 
@@ -274,7 +222,7 @@ class _Native(torch.autograd.Function):
         dA = A.new_empty(u.shape[0], *A.shape)
         dB, dC = B.new_zeros(parts, *B.shape), C.new_zeros(parts, *C.shape)
         inputs = (u, delta, A, B, C, saved, dy.contiguous(), dfinal.contiguous())
-        _launch(_kernels()[1], threads, u.shape[0] * B.shape[1] * parts, parts, (*inputs, du, ddelta, dA, dB, dC))
+        launch(_kernels()[1], threads, u.shape[0] * B.shape[1] * parts, parts, (*inputs, du, ddelta, dA, dB, dC))
         return du, ddelta, dA.sum(0), dB.sum(0), dC.sum(0)
 
 

@@ -25,20 +25,25 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor
 
+from mambamim_nets.ops.dispatch import importable, opaque, recording
 from mambamim_nets.ops.toki.naive import naive
+from mambamim_nets.ops.toki.native import native
 
-__all__ = ["naive", "toki"]
+__all__ = ["naive", "native", "toki"]
 
 
 def toki(y: Tensor, visible: Tensor, a_bar: Tensor, b_bar: Tensor) -> Tensor:
     """Put visible tokens at their positions and fill every hidden position by state-space interpolation.
 
-    Diagonal matrices use a closed form. With d = (y_{i+1} - y_i) / (Q + 2),
+    Diagonal matrices go to compiled loops on the CPU (`native`) and to one Triton kernel on CUDA (`fused`), which does
+    not wait for the device. What is recorded (tracing, export), and CUDA without Triton, uses a closed form: with
+    d = (y_{i+1} - y_i) / (Q + 2),
 
         z_j = Bbar (G_j y_i + P_j d),  G_j = sum_{m=0}^{j} Abar^m,  P_j = sum_{n=0}^{j} n Abar^{j-n} = sum_{k<j} G_k,
 
     two tables of (longest gap + 1, C) that are exact at Abar = 0 and Abar = 1. Full matrices use a segmented doubling
-    scan of log2(longest gap) steps: x_t += Abar^(2^k) x_{t-2^k} wherever t - 2^k lies in the same gap.
+    scan of log2(longest gap) steps: x_t += Abar^(2^k) x_{t-2^k} wherever t - 2^k lies in the same gap. The last two
+    read the longest gap from the device.
 
     Args:
         y: visible tokens in scan order, (B, K, C), K >= 1, any floating dtype.
@@ -51,11 +56,17 @@ def toki(y: Tensor, visible: Tensor, a_bar: Tensor, b_bar: Tensor) -> Tensor:
         float64 if y is.
 
     Raises:
-        ValueError: if a shape or dtype is wrong, or a row of `visible` does not keep K tokens.
+        ValueError: if a shape or dtype is wrong, or a row of `visible` does not keep K tokens. On CUDA, where reading
+            the counts would wait for the device, the device asserts them and the next synchronisation reports it.
     """
     _check(y, visible, a_bar, b_bar)
     dtype = torch.float64 if y.dtype == torch.float64 else torch.float32
     a, b = a_bar.to(dtype), b_bar.to(dtype)
+    if a.ndim == 1 and not recording():
+        if y.device.type == "cpu":
+            return opaque(native, y.to(dtype), visible, a, b).to(y.dtype)
+        if y.is_cuda and importable("triton"):
+            return opaque(_fused, y, visible, a, b)
     channels, total, kept = y.shape[2], visible.shape[1], y.shape[1]
 
     position = torch.arange(total, device=y.device)
@@ -81,6 +92,12 @@ def toki(y: Tensor, visible: Tensor, a_bar: Tensor, b_bar: Tensor) -> Tensor:
             fill = _fill_full(s, F.pad(step, (1, 0)), longest, a, b)[:, 1:]
     keep = repeat(visible, "b t -> b t c", c=channels)
     return torch.where(keep, left, fill.to(y.dtype))
+
+
+def _fused(y: Tensor, visible: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    from mambamim_nets.ops.toki.fused import fused
+
+    return fused(y, visible, a, b)
 
 
 def _take(y: Tensor, index: Tensor) -> Tensor:
@@ -133,7 +150,9 @@ def _check(y: Tensor, visible: Tensor, a_bar: Tensor, b_bar: Tensor) -> None:
             "use torch.diag on one"
         )
     counts = visible.sum(1)
-    if bool((counts != y.shape[1]).any()):
+    if visible.is_cuda:
+        torch._assert_async((counts == y.shape[1]).all(), f"visible must keep K = {y.shape[1]} tokens in every row")
+    elif bool((counts != y.shape[1]).any()):
         raise ValueError(
             f"visible keeps {counts.tolist()} tokens per row and must keep exactly K = {y.shape[1]}, the length of y; "
             "draw the mask with masking.random_visible, which keeps the same number in every sample"
