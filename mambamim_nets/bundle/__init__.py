@@ -41,6 +41,7 @@ from mambamim_nets.bundle.launch import (
     trained_network,
 )
 from mambamim_nets.bundle.layouts import channel_of, channel_order, labelled_cases, modality_of
+from mambamim_nets.bundle.memory import checkpoint_activations, reuse_memory
 from mambamim_nets.bundle.painted import PaintedCrops
 from mambamim_nets.bundle.pictures import overlay, reconstruction
 from mambamim_nets.bundle.promote import promote
@@ -82,6 +83,7 @@ __all__ = [
     "check_labelled",
     "check_overrides",
     "check_unlabelled",
+    "checkpoint_activations",
     "dataset_folder",
     "default_device",
     "finish",
@@ -105,6 +107,7 @@ __all__ = [
     "preview_window",
     "promote",
     "reconstruction",
+    "reuse_memory",
     "scans",
     "seed_everything",
     "shipped_weights",

@@ -55,7 +55,7 @@ class _ConvNormAct(nn.Module):
         return self.norm2(self.conv2(x))
 
 
-class _DecoderStage(nn.Module):
+class DecoderStage(nn.Module):
     """One step of Algorithm 2: up-sample D_{i+1}, join the filled skip map if there is one, and fuse.
 
     phi(Fill(S_i, t_i)) is computed as Fill(phi(S_i), phi(t_i)), the same without work on hidden voxels.
@@ -133,7 +133,7 @@ class MambaMIM(nn.Module):
         widths = [width // 2**level for level in range(4)]
         skips = [encoder.widths[level] if skip else None for level in (3, 2, 1)]
         self.decoder = nn.ModuleList(
-            _DecoderStage(i, o, s) for i, o, s in zip(widths[:-1], widths[1:], skips, strict=True)
+            DecoderStage(i, o, s) for i, o, s in zip(widths[:-1], widths[1:], skips, strict=True)
         )
         self.predict = nn.Conv3d(widths[-1], 8 * encoder.in_channels, kernel_size=1)
 

@@ -1,0 +1,82 @@
+"""Activation checkpointing changes memory only; freed memory is kept where the C library is GNU's."""
+
+import copy
+import resource
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from mambamim_nets import HyMamba, HyMambaSeg, MambaMIM
+from mambamim_nets.bundle import checkpoint_activations
+from mambamim_nets.masking import random_visible
+
+VISIBLE = random_visible(1, (2, 2, 2), 0.5, torch.Generator().manual_seed(0))
+CASES = {
+    "pre-training": (lambda: MambaMIM(HyMamba(size="tiny")), lambda network, x: network(x, VISIBLE).loss),
+    "segmentation": (lambda: HyMambaSeg(1, 3, size="tiny"), lambda network, x: network(x).square().mean()),
+}
+
+
+def gradients(network, loss, x):
+    """Return the gradient of every parameter, and the bytes that autograd kept after the forward pass."""
+    kept = 0
+
+    def count(tensor):
+        nonlocal kept
+        kept += tensor.numel() * tensor.element_size()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        value = loss(network, x)
+    value.backward()
+    return [parameter.grad for parameter in network.parameters()], kept
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_gradients_and_keys_stay_and_memory_falls(case):
+    torch.manual_seed(0)
+    build, loss = CASES[case]
+    x, plain = torch.rand(1, 1, 32, 32, 32), build()
+    wrapped = checkpoint_activations(copy.deepcopy(plain), enabled="true")
+    assert list(wrapped.state_dict()) == list(plain.state_dict())
+    wrapped.load_state_dict(plain.state_dict())
+    expected, much = gradients(plain, loss, x)
+    found, little = gradients(wrapped, loss, x)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert (ours is None) == (theirs is None)
+        if ours is not None:
+            assert_close(ours, theirs)
+    assert little < 0.6 * much
+
+
+def test_switched_off_it_leaves_the_network_alone():
+    network = HyMamba(size="tiny")
+    before = [type(module) for module in network.modules()]
+    assert [type(module) for module in checkpoint_activations(network, "false").modules()] == before
+
+
+PROGRAM = """
+import resource, sys, torch
+from mambamim_nets.bundle import reuse_memory
+if sys.argv[1] == "reuse":
+    reuse_memory()
+def faults():
+    torch.ones(32, 1024, 1024)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+first = faults()
+print(sum(faults() for _ in range(1)) - first)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the GNU C library is on Linux")
+def test_freed_memory_is_used_again():
+    found = {}
+    for mode in ("reuse", "default"):
+        run = subprocess.run([sys.executable, "-c", PROGRAM, mode], capture_output=True, text=True, check=True)
+        found[mode] = int(run.stdout)
+    pages = 32 * 1024 * 1024 * 4 // resource.getpagesize()
+    assert found["default"] > pages / 4  # a quarter: huge pages may stand for many
+    assert found["reuse"] < pages / 100
