@@ -89,7 +89,7 @@ class MambaMIM(nn.Module):
         masking: "bottom_up", one mask for CNN and Mamba, or "independent", one each (the ablation).
         skip: whether the decoder reads the CNN's skip maps.
         target: "patch_norm", every 16^3 patch standardised, or "raw" intensities.
-        decoder_width: channels of the decoder at stride 16, divisible by 8; 768 in the public code. None: twice the
+        decoder_width: channels of the decoder at stride 16, divisible by 8; 768 in the public code. None: the
             encoder's.
         transition: A' of TOKI, "diagonal" or "full".
 
@@ -119,7 +119,7 @@ class MambaMIM(nn.Module):
         if not 0 < mask_ratio < 1:
             raise ValueError(f"mask_ratio {mask_ratio} must lie in (0, 1); the paper uses 0.75")
         channels = encoder.widths[-1]
-        width = 2 * channels if decoder_width is None else decoder_width
+        width = channels if decoder_width is None else decoder_width
         if width < 8 or width % 8:
             raise ValueError(f"decoder_width {width} must be a multiple of 8: it halves three times")
         self.encoder = encoder

@@ -2,6 +2,8 @@
 
 import functools
 import importlib.util
+import os
+import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +19,13 @@ def recording() -> bool:
 def importable(package: str) -> bool:
     """Whether a package is installed; it is not imported."""
     return importlib.util.find_spec(package) is not None
+
+
+@functools.cache
+def triton_works() -> bool:
+    """Whether Triton is installed and finds the C compiler with which it builds its launchers on first use."""
+    compilers = (os.environ.get("CC"), "cc", "gcc", "clang")
+    return importable("triton") and any(shutil.which(name) is not None for name in compilers if name)
 
 
 def opaque(function: Callable[..., Any], *args: Any) -> Any:

@@ -49,6 +49,7 @@ ROWS = {
         "3 x",
         "6 x",
     ),
+    "step-decoder": Row("Pre-training", "pre-training step, batch 1, default decoder", "ours, decoder width 768"),
     **{f"step-batch-{n}": Row("Pre-training", _STEP.format(n, ""), _BASELINE) for n in (2, 4)},
     **{
         f"step-batch-{n}-bf16": Row("Pre-training", _STEP.format(n, ", bf16 autocast"), f"{_BASELINE}, fp32")
@@ -73,7 +74,12 @@ ROWS = {
     ),
     "memory-total-bf16": Row("Pre-training", "whole process, bf16 autocast", f"{_BASELINE}, fp32", share=True),
     "memory-above-bf16": Row("Pre-training", "above, bf16 autocast", f"{_BASELINE}, fp32", share=True),
+    "memory-checkpointing": Row("Pre-training", "above, activation checkpointing", "ours without", share=True),
+    "memory-reuse": Row(
+        "Pre-training", "whole process, freed memory kept (as training does)", "ours without", share=True
+    ),
     "faults": Row("Pre-training", "minor page faults of a pre-training step, batch 1", _BASELINE, share=True),
+    "faults-reuse": Row("Pre-training", "the same, freed memory kept (as training does)", "ours without", share=True),
     "toki": Row(
         "Token interpolation",
         "TOKI forward + backward, C 384, T 216, batch 4, diagonal (default)",

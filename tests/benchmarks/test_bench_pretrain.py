@@ -65,6 +65,7 @@ def test_step(benchmark):
     times = compare(benchmark, contenders)
     for row in list(contenders)[:4]:
         record_times(benchmark, row, times, row, "dense-masked")
+    record_times(benchmark, "step-decoder", times, "step-default", "step-768")
     record_times(benchmark, "toki-share", times, "toki-share", "step-768")
 
 
@@ -115,3 +116,8 @@ def test_step_memory(benchmark):
         for kind, one, other in zip(("total", "above"), found[:2], dense[:2], strict=True):
             record(benchmark, f"memory-{kind}{suffix}", one, other, one / other, "MiB")
     record(benchmark, "faults", ours.faults, dense.faults, ours.faults / dense.faults, "faults")
+    reused, checkpointed = measure(path="sparse", reuse=True), measure(path="sparse", checkpointing=True)
+    record(benchmark, "faults-reuse", reused.faults, ours.faults, reused.faults / ours.faults, "faults")
+    record(benchmark, "memory-reuse", reused.total, ours.total, reused.total / ours.total, "MiB")
+    ratio = checkpointed.above / ours.above
+    record(benchmark, "memory-checkpointing", checkpointed.above, ours.above, ratio, "MiB")

@@ -19,6 +19,7 @@ from monai.networks.nets import UNETR, DynUNet, MedNeXtB, SwinUNETR
 from torch import Tensor, nn
 
 from mambamim_nets import HyMamba, HyMambaSeg, MambaMIM
+from mambamim_nets.bundle import checkpoint_activations, reuse_memory
 from mambamim_nets.masking import random_visible
 from mambamim_nets.ops import selective_scan, toki
 
@@ -32,7 +33,7 @@ class Pretraining:
     def __init__(self, batch: int = 1, decoder_width: int | None = None, device: str = "cpu") -> None:
         torch.manual_seed(0)
         self.model = MambaMIM(HyMamba(size=SIZE), decoder_width=decoder_width).to(device)
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, fused=True)
         self.x = torch.rand(batch, 1, SIDE, SIDE, SIDE, device=device)
         self.visible = random_visible(batch, (SIDE // 16,) * 3, 0.75, torch.Generator().manual_seed(0)).to(device)
         self.compiled: nn.Module | None = None
@@ -55,9 +56,19 @@ class Pretraining:
 
 
 def pretraining_step(
-    path: Literal["sparse", "dense-masked"], amp: bool = False, batch: int = 1, decoder_width: int | None = None
+    path: Literal["sparse", "dense-masked"],
+    amp: bool = False,
+    batch: int = 1,
+    decoder_width: int | None = None,
+    reuse: bool = False,
+    checkpointing: bool = False,
 ) -> Step:
-    return functools.partial(Pretraining(batch, decoder_width).step, path, amp)
+    """Build a step; reuse and checkpointing are what the bundle's switches do about memory."""
+    if reuse:
+        reuse_memory()
+    pretraining = Pretraining(batch, decoder_width)
+    checkpoint_activations(pretraining.model, checkpointing)
+    return functools.partial(pretraining.step, path, amp)
 
 
 class CNNStage:
@@ -151,7 +162,7 @@ class Segmentation:
 
     def __init__(self, name: str, device: str = "cpu") -> None:
         self.network = network(name).to(device)
-        self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=1e-4)
+        self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=1e-4, fused=True)
         generator = torch.Generator().manual_seed(0)
         self.x = torch.rand(1, 1, SIDE, SIDE, SIDE, generator=generator).to(device)
         self.label = torch.randint(CLASSES, (1, SIDE, SIDE, SIDE), generator=generator).to(device)

@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mambamim_nets.ops.dispatch import importable, opaque, recording
+from mambamim_nets.ops.dispatch import importable, opaque, recording, triton_works
 from mambamim_nets.ops.selective_scan.external import external, mamba_ssm_scan
 from mambamim_nets.ops.selective_scan.naive import naive
 from mambamim_nets.ops.selective_scan.native import native
@@ -113,7 +113,7 @@ def _recurrence(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tu
         return parallel(u, delta, A, B, C)
     if u.device.type == "cpu":
         return opaque(native, u, delta, A, B, C)
-    if u.is_cuda and importable("triton"):
+    if u.is_cuda and triton_works():
         return opaque(_fused, u, delta, A, B, C)
     return naive(u, delta, A, B, C)
 

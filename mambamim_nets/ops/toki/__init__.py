@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor
 
-from mambamim_nets.ops.dispatch import importable, opaque, recording
+from mambamim_nets.ops.dispatch import opaque, recording, triton_works
 from mambamim_nets.ops.toki.naive import naive
 from mambamim_nets.ops.toki.native import native
 
@@ -65,7 +65,7 @@ def toki(y: Tensor, visible: Tensor, a_bar: Tensor, b_bar: Tensor) -> Tensor:
     if a.ndim == 1 and not recording():
         if y.device.type == "cpu":
             return opaque(native, y.to(dtype), visible, a, b).to(y.dtype)
-        if y.is_cuda and importable("triton"):
+        if y.is_cuda and triton_works():
             return opaque(_fused, y, visible, a, b)
     channels, total, kept = y.shape[2], visible.shape[1], y.shape[1]
 
