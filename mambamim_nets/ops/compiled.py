@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from torch import Tensor
 
 FASTMATH = {"reassoc", "contract", "nsz"}  # sums may be reordered and products fused; nan and inf keep their meaning
-SERIAL_WORK = 1 << 17  # below this many updates a thread pool costs more than it saves
+SERIAL_WORK = 1 << 22  # below this many updates, a few ms, threads cost more than they save: torch's own still spin
 
 
 def compiled(kernel: Callable[..., None]) -> Callable[..., None]:
@@ -50,7 +50,7 @@ def _workers(count: int) -> ThreadPoolExecutor:
     with _lock:
         if _pool is None or _pool_size < count:
             _forget_pool_after_fork()
-            _pool, _pool_size = ThreadPoolExecutor(count, thread_name_prefix="selective_scan"), count
+            _pool, _pool_size = ThreadPoolExecutor(count, thread_name_prefix="mambamim"), count
         return _pool
 
 

@@ -9,13 +9,13 @@ from harness import compare, convolution_work, record_times, spy
 from rows import NETWORKS
 from workloads import Segmentation
 
-from mambamim_nets.ops.selective_scan import naive, native, parallel
+from mambamim_nets.ops.selective_scan import naive, on_cpu, parallel
 
 
 def assert_native(run):
-    with spy(native, naive, parallel) as calls:
+    with spy(on_cpu, naive, parallel) as calls:
         run()
-    assert calls[native] and "numba" in sys.modules and not sys.modules["numba"].config.DISABLE_JIT
+    assert calls[on_cpu] and "numba" in sys.modules and not sys.modules["numba"].config.DISABLE_JIT
     assert not calls[naive] and not calls[parallel]
 
 

@@ -11,7 +11,7 @@ from harness import compare, convolution_work, footprint, record, record_times, 
 from workloads import CNNStage, Pretraining, TokenFill
 
 from mambamim_nets.ops.blocks import pack
-from mambamim_nets.ops.selective_scan import naive, native, parallel
+from mambamim_nets.ops.selective_scan import naive, on_cpu, parallel
 from mambamim_nets.ops.toki import naive as naive_toki
 
 
@@ -39,10 +39,10 @@ def test_cnn_stage(benchmark, row):
 
 def assert_fast_step(pretraining, amp):
     """Run one step and fail unless it took the visible blocks, the compiled scan and, with amp, bf16 convolutions."""
-    with spy(pack, native, naive, parallel, naive_toki) as calls:
+    with spy(pack, on_cpu, naive, parallel, naive_toki) as calls:
         work = convolution_work(functools.partial(pretraining.step, amp=amp))
     assert_packed(calls[pack], pretraining.visible)
-    assert calls[native] and "numba" in sys.modules and not sys.modules["numba"].config.DISABLE_JIT
+    assert calls[on_cpu] and "numba" in sys.modules and not sys.modules["numba"].config.DISABLE_JIT
     assert not calls[naive] and not calls[parallel] and not calls[naive_toki]
     wanted = torch.bfloat16 if amp else torch.float32
     share = work[wanted] / sum(work.values())

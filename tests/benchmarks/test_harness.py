@@ -16,7 +16,7 @@ from mambamim_nets import HyMamba
 from mambamim_nets.masking import random_visible
 from mambamim_nets.ops import selective_scan
 from mambamim_nets.ops.blocks import pack
-from mambamim_nets.ops.selective_scan import naive, native, parallel
+from mambamim_nets.ops.selective_scan import naive, on_cpu, parallel
 
 
 def scan(u):
@@ -25,14 +25,14 @@ def scan(u):
 
 def test_spy_sees_which_scan_ran():
     u = torch.rand(1, 4, 5)
-    with spy(native, naive, parallel) as calls:
+    with spy(on_cpu, naive, parallel) as calls:
         scan(u)
-        assert calls[native] and not calls[naive] and not calls[parallel]
+        assert calls[on_cpu] and not calls[naive] and not calls[parallel]
         torch.jit.trace(scan, (u,), check_trace=False)
         assert calls[parallel]
-    before = len(calls[native])
+    before = len(calls[on_cpu])
     scan(u)
-    assert len(calls[native]) == before, "the functions must be back in place"
+    assert len(calls[on_cpu]) == before, "the functions must be back in place"
 
 
 def test_work_and_blocks_tell_sparse_from_dense():

@@ -240,3 +240,17 @@ def test_tensorrt_hands_over_what_monai_takes(monkeypatch, tmp_path):
     assert handed.pop("path") == f"{checkpoint}.96x64x32"
     assert set(handed) <= set(inspect.signature(trt_compiler.TrtCompiler.__init__).parameters)
     assert handed == {"precision": "bf16", "timestamp": int(checkpoint.stat().st_mtime)}
+
+
+@pytest.mark.parametrize(("depth", "dtype"), [(16, torch.float32), (32, torch.bfloat16)])
+def test_crops_whose_bfloat16_gradients_are_wrong_are_trained_in_float32(depth, dtype, caplog):
+    network = nn.Conv3d(1, 2, 3, padding=1)
+    seen = []
+    network.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    inferer = AutocastInferer(SimpleInferer(), amp=True)
+    for _ in range(2):
+        inferer(torch.rand(1, 1, depth, 16, 16), network)
+    with torch.no_grad():
+        inferer(torch.rand(1, 1, depth, 16, 16), network)
+    assert seen == [dtype, dtype, torch.bfloat16]
+    assert caplog.text.count("trained in float32") == (depth == 16)

@@ -17,9 +17,9 @@ Equations, one channel
     y_t = C_t h_t + D u_t
     out_t = y_t silu(z_t)
 
-Implementations of the recurrence, one file each: `naive` states it, `native` is the CPU path, `parallel` keeps graphs
-small (torch.jit.trace, torch.export, ONNX); on CUDA `external` calls mamba_ssm's kernel where it is installed, and
-`fused` is our own in Triton.
+Implementations of the recurrence, one file each: `naive` states it, `native` is the CPU path (`cpu` the whole
+operator around it), `parallel` keeps graphs small (torch.jit.trace, torch.export, ONNX); on CUDA `external` calls
+mamba_ssm's kernel where it is installed, and `fused` is our own in Triton.
 
 Deliberate deviations from mamba_ssm: the last state carries its gradient; float64 inputs are computed in float64; A is
 real.
@@ -30,12 +30,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mambamim_nets.ops.dispatch import importable, opaque, recording, triton_works
+from mambamim_nets.ops.selective_scan.cpu import on_cpu
 from mambamim_nets.ops.selective_scan.external import external, mamba_ssm_scan
 from mambamim_nets.ops.selective_scan.naive import naive
 from mambamim_nets.ops.selective_scan.native import native
 from mambamim_nets.ops.selective_scan.parallel import parallel
 
-__all__ = ["naive", "native", "parallel", "selective_scan"]
+__all__ = ["naive", "native", "on_cpu", "parallel", "selective_scan"]
 
 
 def selective_scan(
@@ -84,6 +85,11 @@ def selective_scan(
         if usable and importable("mamba_ssm") and mamba_ssm_scan() is not None:
             return opaque(external, u, delta, A, B, C, D, z, delta_bias, delta_softplus, return_last_state)
 
+        if u.device.type == "cpu" and not recording():
+            grouped = (matrix.unsqueeze(1) if matrix.ndim == 3 else matrix for matrix in (B, C))
+            pair = opaque(on_cpu, u, delta, A, *grouped, D, z, delta_bias, delta_softplus)
+            return pair if return_last_state else pair[0]
+
     dtype = torch.float64 if u.dtype == torch.float64 else torch.float32
     # One transposition in front, so that everything after it is contiguous over channels.
     x, step = u.transpose(1, 2).to(dtype).contiguous(), delta.transpose(1, 2).to(dtype).contiguous()
@@ -111,8 +117,6 @@ def _recurrence(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tu
         return parallel(u, delta, A, B, C) if u.is_cuda else naive(u, delta, A, B, C)
     if recording():
         return parallel(u, delta, A, B, C)
-    if u.device.type == "cpu":
-        return opaque(native, u, delta, A, B, C)
     if u.is_cuda and triton_works():
         return opaque(_fused, u, delta, A, B, C)
     return naive(u, delta, A, B, C)

@@ -193,10 +193,14 @@ def _plan(u: Tensor, B: Tensor) -> tuple[int, int]:
     return threads, min(math.ceil(threads / math.gcd(threads, samples * groups)), blocks)
 
 
-def _native_forward(
+def native_forward(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, *, save: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return y, the last state (b, n, d) and, if save, the state before every chunk (b, chunks, n, d)."""
+    """Run the recurrence on contiguous u, delta (b, l, d), A (n, d), B and C (b, g, l, n).
+
+    Returns:
+        y (b, l, d), the last state (b, n, d) and, if save, the state before every chunk (b, chunks, n, d).
+    """
     samples, length, channels = u.shape
     y = torch.empty_like(u)
     final = u.new_empty(samples, A.shape[0], channels)
@@ -206,10 +210,25 @@ def _native_forward(
     return y, final, saved
 
 
+def native_backward(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, saved: Tensor, dy: Tensor, dfinal: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return the gradients of u, delta, A, B and C, in their shapes, for those of y and the last state."""
+    threads, parts = _plan(u, B)
+    du, ddelta = torch.empty_like(u), torch.empty_like(u)
+    dA = A.new_empty(u.shape[0], *A.shape)
+    dB, dC = B.new_zeros(parts, *B.shape), C.new_zeros(parts, *C.shape)
+    inputs = (u, delta, A, B, C, saved, dy.contiguous(), dfinal.contiguous())
+    launch(_kernels()[1], threads, u.shape[0] * B.shape[1] * parts, parts, (*inputs, du, ddelta, dA, dB, dC))
+    if parts == 1:
+        return du, ddelta, dA.sum(0), dB[0], dC[0]
+    return du, ddelta, dA.sum(0), dB.sum(0), dC.sum(0)
+
+
 class _Native(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
-        y, final, saved = _native_forward(u, delta, A, B, C, save=True)
+        y, final, saved = native_forward(u, delta, A, B, C, save=True)
         ctx.save_for_backward(u, delta, A, B, C, saved)
         return y, final
 
@@ -217,13 +236,7 @@ class _Native(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dy: Tensor, dfinal: Tensor) -> tuple[Tensor, ...]:
         u, delta, A, B, C, saved = ctx.saved_tensors
-        threads, parts = _plan(u, B)
-        du, ddelta = torch.empty_like(u), torch.empty_like(u)
-        dA = A.new_empty(u.shape[0], *A.shape)
-        dB, dC = B.new_zeros(parts, *B.shape), C.new_zeros(parts, *C.shape)
-        inputs = (u, delta, A, B, C, saved, dy.contiguous(), dfinal.contiguous())
-        launch(_kernels()[1], threads, u.shape[0] * B.shape[1] * parts, parts, (*inputs, du, ddelta, dA, dB, dC))
-        return du, ddelta, dA.sum(0), dB.sum(0), dC.sum(0)
+        return native_backward(u, delta, A, B, C, saved, dy, dfinal)
 
 
 def native(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
@@ -235,5 +248,5 @@ def native(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[T
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs):
         y, final = _Native.apply(*inputs)
     else:
-        y, final, _ = _native_forward(*inputs, save=False)
+        y, final, _ = native_forward(*inputs, save=False)
     return y, rearrange(final, "b n d -> b d n")
