@@ -6,7 +6,18 @@ synthetic data; neither is imported here.
 
 from mambamim_nets import masking, ops
 from mambamim_nets.checkpoint import LoadReport, load_encoder, load_weights
-from mambamim_nets.nets import HyMamba, HyMambaFeatures, HyMambaSeg, MambaMIM, MIMOutput
+from mambamim_nets.nets import (
+    HyMamba,
+    HyMambaFeatures,
+    HyMambaSeg,
+    MambaMIM,
+    MambaUNETR,
+    MIMOutput,
+    MMUNet,
+    NNMambaClassifier,
+    NNMambaSeg,
+    VisionMamba,
+)
 
 __all__ = [
     "HyMamba",
@@ -14,7 +25,12 @@ __all__ = [
     "HyMambaSeg",
     "LoadReport",
     "MIMOutput",
+    "MMUNet",
     "MambaMIM",
+    "MambaUNETR",
+    "NNMambaClassifier",
+    "NNMambaSeg",
+    "VisionMamba",
     "load_encoder",
     "load_weights",
     "masking",

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from mambamim_nets.nets.hymamba import SIZES, HyMamba
+from mambamim_nets.nets.mamba_unetr import UNETR_SIZES, VisionMamba
 
 __all__ = ["LoadReport", "encoder_state", "load_encoder", "load_weights", "read_state"]
 
-_FIRST_CONV = "stem.weight"
+_FIRST_CONV = "stem.weight"  # of every encoder
 
 
 class LoadReport(NamedTuple):
@@ -56,10 +57,16 @@ def encoder_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return part or dict(state)
 
 
-def _held_size(state: Mapping[str, Tensor]) -> str | None:
-    """Name the HyMamba size whose widths the weights have, if any."""
+def _held(state: Mapping[str, Tensor]) -> tuple[str, str] | None:
+    """Name the encoder and the size that have the widths of these weights, if any."""
     widths = [state[key].shape[0] for level in range(4) if (key := f"widen.{level}.weight") in state]
-    return next((name for name, size in SIZES.items() if list(size.widths) == widths), None)
+    for name, size in SIZES.items():
+        if list(size.widths) == widths:
+            return "HyMamba", name
+    for name, plain in UNETR_SIZES.items():
+        if not widths and "mamba.0.norm1.weight" in state and len(state["mamba.0.norm1.weight"]) == plain.width:
+            return "VisionMamba", name
+    return None
 
 
 def _check(network: nn.Module, state: Mapping[str, Tensor], path: str | PathLike) -> None:
@@ -74,10 +81,12 @@ def _check(network: nn.Module, state: Mapping[str, Tensor], path: str | PathLike
     ]
     if not problems:
         return
-    held, wanted = _held_size(encoder_state(state)), _held_size(encoder_state(own))
+    held, wanted = _held(encoder_state(state)), _held(encoder_state(own))
     remedy = "use the weights of this very network"
-    if held and held != wanted:
-        remedy = f"the file holds size {held!r}, the network is size {wanted!r}: use --size {held}"
+    if held and wanted and held[0] != wanted[0]:
+        remedy = f"the file holds a {held[0]}, the network needs a {wanted[0]}: choose the network of these weights"
+    elif held and wanted and held[1] != wanted[1]:
+        remedy = f"the file holds size {held[1]!r}, the network is size {wanted[1]!r}: use --size {held[1]}"
     elif any(_FIRST_CONV in problem for problem in problems):
         remedy = "the number of image channels differs; load_encoder(..., adapt_input=True) adapts the first layer"
     elif any("out." in problem for problem in problems):
@@ -106,7 +115,7 @@ def load_encoder(network: nn.Module, path: str | PathLike, adapt_input: bool = F
     """Load pre-trained encoder weights, strictly.
 
     Args:
-        network: a HyMamba, or a network with one as ``.encoder``.
+        network: an encoder (HyMamba, VisionMamba), or a network with one as ``.encoder``.
         path: .pt file of an encoder, of a whole network with an encoder, or a training checkpoint.
         adapt_input: the one named exception: if the file has another number of input channels, its first convolution
             is averaged over them, repeated, and scaled to keep the response to equal channels.
@@ -117,7 +126,7 @@ def load_encoder(network: nn.Module, path: str | PathLike, adapt_input: bool = F
     Raises:
         FileNotFoundError, ValueError: see ``read_state``; also on any missing, unexpected or differently shaped tensor.
     """
-    encoder = network if isinstance(network, HyMamba) else getattr(network, "encoder", None)
+    encoder = network if isinstance(network, HyMamba | VisionMamba) else getattr(network, "encoder", None)
     if not isinstance(encoder, nn.Module):
         raise ValueError(f"network {type(network).__name__} has no encoder to load {path} into")
     state, adapted = encoder_state(read_state(path)), ""

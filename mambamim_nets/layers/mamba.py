@@ -1,4 +1,4 @@
-"""Mamba on a token sequence: the selective state-space mixer and the pre-norm layer around it.
+"""Mamba on tokens: the selective state-space mixer, the pre-norm layer around it, and a mixer of several grid scans.
 
 Parameter names and initialisation are those of ``mamba_ssm.Mamba`` (Gu and Dao 2023), those of the backward direction
 of Vision Mamba (Zhu et al. 2024), so that weights move between us and everything built on them.
@@ -15,15 +15,20 @@ and the backward weights are never used.
 """
 
 import math
+from collections.abc import Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from mambamim_nets.ops.causal_conv import causal_conv
 from mambamim_nets.ops.selective_scan import selective_scan
 
-__all__ = ["MambaLayer", "MambaMixer"]
+__all__ = ["GridMixer", "MambaLayer", "MambaMixer"]
+
+_GRID_SCANS = (("d h w", ""), ("h w d", "_hwd"), ("w d h", "_wdh"))  # last axis fastest; suffix of its parameters
 
 
 class MambaMixer(nn.Module):
@@ -126,6 +131,65 @@ class MambaMixer(nn.Module):
             )
             y = y + back.flip(1)
         return self.out_proj(y * F.silu(z))  # one gate for both directions
+
+
+class GridMixer(MambaMixer):
+    """Mixer that scans the tokens of a grid in several orders: outputs summed, projections and gate shared.
+
+    Args:
+        d_model: token width.
+        scans: 1: raster (d, h, w), the last axis fastest; 2: raster and its full reverse; 6: raster over (d, h, w),
+            (h, w, d) and (w, d, h), each with its reverse.
+        share_directions: one convolution and state space for all scans. Otherwise each has its own, named as in
+            ``MambaMixer`` with suffixes "", "_b", "_hwd", "_hwd_b", "_wdh" and "_wdh_b".
+        d_state: states per channel.
+        d_conv: width of the causal convolution.
+        expand: d_inner / d_model.
+
+    Raises:
+        ValueError: on another number of scans.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        scans: Literal[1, 2, 6] = 2,
+        share_directions: bool = False,
+        d_state: int = 16,
+        d_conv: int = 4,
+        expand: int = 2,
+    ) -> None:
+        if scans not in (1, 2, 6):
+            raise ValueError(f"scans {scans!r} must be 1, 2 or 6; 2 (forward and backward) is the published choice")
+        super().__init__(d_model, d_state, d_conv, expand, bidirectional=scans > 1 and not share_directions)
+        self.scans, self.share_directions = scans, share_directions
+        if scans == 6 and not share_directions:
+            for suffix in (f"{order}{back}" for _, order in _GRID_SCANS[1:] for back in ("", "_b")):
+                conv, x_proj, dt_proj, a_log, d = self._direction(d_conv)
+                for name, module in (("conv1d", conv), ("x_proj", x_proj), ("dt_proj", dt_proj)):
+                    self.add_module(f"{name}{suffix}", module)
+                self.register_parameter(f"A{suffix}_log", a_log)
+                self.register_parameter(f"D{suffix}", d)
+
+    def _scan(self, x: Tensor, suffix: str) -> Tensor:
+        """Scan (B, L, d_inner) with the parameters of a suffix, or the shared ones."""
+        suffix = "" if self.share_directions else suffix
+        conv, x_proj, dt_proj = (getattr(self, f"{name}{suffix}") for name in ("conv1d", "x_proj", "dt_proj"))
+        a_log, d = getattr(self, f"A{suffix}_log"), getattr(self, f"D{suffix}")
+        return self._direct(x, conv.weight, conv.bias, x_proj.weight, dt_proj.weight, dt_proj.bias, a_log, d)
+
+    def forward(self, tokens: Tensor, grid: Sequence[int]) -> Tensor:  # type: ignore[override]
+        """Mix tokens (B, d h w, d_model), in raster order of the grid [d, h, w]; same shape out."""
+        sizes = dict(zip("dhw", grid, strict=True))
+        x, z = self.in_proj(tokens).chunk(2, dim=-1)
+        outputs = []
+        for axes, suffix in _GRID_SCANS[: 3 if self.scans == 6 else 1]:
+            sequence = x if suffix == "" else rearrange(x, f"b (d h w) c -> b ({axes}) c", **sizes)
+            y = self._scan(sequence, suffix)
+            if self.scans > 1:
+                y = y + self._scan(sequence.flip(1), f"{suffix}_b").flip(1)
+            outputs.append(rearrange(y, f"b ({axes}) c -> b (d h w) c", **sizes))
+        return self.out_proj(sum(outputs[1:], outputs[0]) * F.silu(z))
 
 
 class MambaLayer(nn.Module):

@@ -1,6 +1,20 @@
 """Networks."""
 
 from mambamim_nets.nets.hymamba import HyMamba, HyMambaFeatures, HyMambaSeg
+from mambamim_nets.nets.mamba_unetr import MambaUNETR, VisionMamba
 from mambamim_nets.nets.mambamim import MambaMIM, MIMOutput
+from mambamim_nets.nets.mm_unet import MMUNet
+from mambamim_nets.nets.nnmamba import NNMambaClassifier, NNMambaSeg
 
-__all__ = ["HyMamba", "HyMambaFeatures", "HyMambaSeg", "MIMOutput", "MambaMIM"]
+__all__ = [
+    "HyMamba",
+    "HyMambaFeatures",
+    "HyMambaSeg",
+    "MIMOutput",
+    "MMUNet",
+    "MambaMIM",
+    "MambaUNETR",
+    "NNMambaClassifier",
+    "NNMambaSeg",
+    "VisionMamba",
+]

@@ -1,4 +1,4 @@
-"""MambaMIM: masked image modelling for hybrid CNN + Mamba encoders with state-space token interpolation.
+"""MambaMIM: masked image modelling for Mamba and hybrid CNN + Mamba encoders with state-space token interpolation.
 
     encode   hidden blocks never enter CNN or Mamba (Algorithm 1)
     fill     hidden tokens by TOKI (Eq. 6 - 8), hidden voxels of the CNN maps by learnt tokens t_i
@@ -13,7 +13,7 @@ Glossary
 
 Decisions where the paper is silent: the finest decoder map has stride 2, and the closing linear layer predicts the 2^3
 voxels under each of its positions, so that nothing runs at full resolution; norms in the decoder are per voxel, so a
-step does not depend on the batch.
+step does not depend on the batch. An encoder without a CNN stage has no skip maps; the rest of Algorithm 2 stays.
 """
 
 from typing import Literal, NamedTuple
@@ -27,6 +27,7 @@ from mambamim_nets.layers.toki import TokenInterpolation
 from mambamim_nets.losses import masked_mse, patch_statistics, reconstruction_target
 from mambamim_nets.masking import expand_visible, random_visible, token_grid
 from mambamim_nets.nets.hymamba import HyMamba
+from mambamim_nets.nets.mamba_unetr import VisionMamba
 from mambamim_nets.ops.blocks import unpack
 
 __all__ = ["MIMOutput", "MambaMIM"]
@@ -83,23 +84,24 @@ class MambaMIM(nn.Module):
     """Pre-training model around an encoder.
 
     Args:
-        encoder: a ``HyMamba``; its weights are what fine-tuning starts from.
+        encoder: a ``HyMamba`` or ``VisionMamba``; its weights are what fine-tuning starts from.
         mask_ratio: share of hidden blocks, in (0, 1); 0.75 in the paper.
         fill: hidden tokens of the Mamba stage by "toki", or by one "learnable" token (the ablation).
         masking: "bottom_up", one mask for CNN and Mamba, or "independent", one each (the ablation).
-        skip: whether the decoder reads the CNN's skip maps.
+        skip: whether the decoder reads the CNN's skip maps; without effect on an encoder that has none.
         target: "patch_norm", every 16^3 patch standardised, or "raw" intensities.
         decoder_width: channels of the decoder at stride 16, divisible by 8; 768 in the public code. None: the
             encoder's.
         transition: A' of TOKI, "diagonal" or "full".
 
     Raises:
-        ValueError: on an unknown switch value or a mask ratio outside (0, 1).
+        ValueError: on an unknown switch value, a mask ratio outside (0, 1), or independent masks for an encoder without
+            a CNN stage.
     """
 
     def __init__(
         self,
-        encoder: HyMamba,
+        encoder: HyMamba | VisionMamba,
         mask_ratio: float = 0.75,
         fill: Literal["toki", "learnable"] = "toki",
         masking: Literal["bottom_up", "independent"] = "bottom_up",
@@ -118,12 +120,17 @@ class MambaMIM(nn.Module):
                 raise ValueError(f"{name} {value!r} must be one of {choices}")
         if not 0 < mask_ratio < 1:
             raise ValueError(f"mask_ratio {mask_ratio} must lie in (0, 1); the paper uses 0.75")
-        channels = encoder.widths[-1]
+        channels, has_cnn = encoder.widths[-1], len(encoder.widths) > 1
+        if masking == "independent" and not has_cnn:
+            raise ValueError(
+                f"masking 'independent' needs a CNN stage, which {type(encoder).__name__} has not; use 'bottom_up'"
+            )
         width = channels if decoder_width is None else decoder_width
         if width < 8 or width % 8:
             raise ValueError(f"decoder_width {width} must be a multiple of 8: it halves three times")
         self.encoder = encoder
-        self.mask_ratio, self.fill, self.masking, self.skip, self.target = mask_ratio, fill, masking, skip, target
+        self.mask_ratio, self.fill, self.masking, self.target = mask_ratio, fill, masking, target
+        self.skip = skip and has_cnn
         if fill == "toki":
             self.toki = TokenInterpolation(channels, transition)
         else:
@@ -131,7 +138,7 @@ class MambaMIM(nn.Module):
             nn.init.trunc_normal_(self.token, std=0.02)
         self.bottleneck = nn.Conv3d(channels, width, kernel_size=1)
         widths = [width // 2**level for level in range(4)]
-        skips = [encoder.widths[level] if skip else None for level in (3, 2, 1)]
+        skips = [encoder.widths[level] if self.skip else None for level in (3, 2, 1)]
         self.decoder = nn.ModuleList(
             DecoderStage(i, o, s) for i, o, s in zip(widths[:-1], widths[1:], skips, strict=True)
         )
