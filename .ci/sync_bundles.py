@@ -1,7 +1,8 @@
 """Keep what the bundles share identical: the bodies of the segmentation configurations, logging.conf and LICENSE.
 
 A segmentation bundle's train.json and inference.json consist of a task block, which belongs to the bundle, and a body,
-from the key "body" on, which is the same everywhere. The text is copied, not the parsed JSON, so formatting survives.
+from the key "body" on, which is the same everywhere, as are its other configurations and configs/networks. The text is
+copied, not the parsed JSON, so formatting survives.
 
     python .ci/sync_bundles.py            copy from the source bundle (btcv_seg, or msd_seg where that is missing)
     python .ci/sync_bundles.py --check    change nothing; list the files that differ and exit with 1
@@ -50,7 +51,8 @@ def shared_files(root: Path) -> Iterator[tuple[Path, str]]:
             body = split_config(source / "configs" / name)[1]
             for bundle in segmentation:
                 yield bundle / "configs" / name, split_config(bundle / "configs" / name)[0] + body
-    for name in WHOLE:
+    networks = sorted((source / "configs" / "networks").glob("*.json"))
+    for name in (*WHOLE, *(f"networks/{path.name}" for path in networks)):
         if (source / "configs" / name).is_file():
             text = (source / "configs" / name).read_text(encoding="utf-8")
             for bundle in segmentation:
@@ -75,6 +77,7 @@ def main() -> int:
     for path, text in differing:
         print("differs:" if arguments.check else "written:", path.relative_to(arguments.root))
         if not arguments.check:
+            path.parent.mkdir(exist_ok=True)
             path.write_text(text, encoding="utf-8", newline="\n")
     return 1 if arguments.check and differing else 0
 

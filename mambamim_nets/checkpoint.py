@@ -1,13 +1,15 @@
 """Weights in and out: strict loading with errors that say what the file holds and what to do.
 
 Every file is a plain state dict of tensors, or a training checkpoint that holds one under "model"; both are read with
-``weights_only=True``, so no code runs on load.
+``weights_only=True``, so no code runs on load. A record of what the weights are (architecture, size, task, spacing)
+travels in the state dict's own ``_metadata``, where every reader that does not know it leaves it alone.
 """
 
+import json
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,20 +17,50 @@ from torch import Tensor, nn
 from mambamim_nets.nets.hymamba import SIZES, HyMamba
 from mambamim_nets.nets.mamba_unetr import UNETR_SIZES, VisionMamba
 
-__all__ = ["LoadReport", "encoder_state", "load_encoder", "load_weights", "read_state"]
+__all__ = ["LoadReport", "encoder_state", "load_encoder", "load_weights", "read_record", "read_state", "stamped"]
 
 _FIRST_CONV = "stem.weight"  # of every encoder
+_RECORD = "mambamim_nets"  # its key in _metadata, which is otherwise by module
+_CHOICE = {
+    "architecture": "choose it with --config_file \"[..., 'configs/networks/{0}.json']\"",
+    "task": "use the bundle and --task of these weights",
+}
+_DEFAULT_ARCHITECTURE = "hymamba"  # has no file in configs/networks
 
 
 class LoadReport(NamedTuple):
-    """What loading did: the file, how many tensors were taken, and which was adapted how ("" if none)."""
+    """What loading did: the file, how many tensors were taken, which was adapted how ("" if none), the record."""
 
     path: str
     tensors: int
     adapted: str
+    record: dict[str, Any]
 
     def __str__(self) -> str:
-        return f"{self.tensors} tensors from {self.path}" + (f"; {self.adapted}" if self.adapted else "")
+        facts = ", ".join(f"{key} {self.record[key]}" for key in ("architecture", "size", "task") if key in self.record)
+        text = f"{self.tensors} tensors from {self.path}" + (f" ({facts})" if facts else "")
+        return text + (f"; {self.adapted}" if self.adapted else "")
+
+
+def stamped(state: dict[str, Tensor], record: Mapping[str, Any] | None) -> dict[str, Tensor]:
+    """Put a record into a module's state dict, in place, and return it; None leaves it without.
+
+    Raises:
+        TypeError: if the record holds anything that JSON cannot.
+    """
+    if record is not None:
+        metadata: dict[str, Any] = state._metadata  # type: ignore[attr-defined]
+        metadata[_RECORD] = json.loads(json.dumps(record))
+    return state
+
+
+def read_record(path: str | PathLike) -> dict[str, Any]:
+    """Return what a file says its weights are; empty if it says nothing.
+
+    Raises:
+        FileNotFoundError, ValueError: as ``read_state``.
+    """
+    return _read(path)[1]
 
 
 def read_state(path: str | PathLike) -> dict[str, Tensor]:
@@ -38,6 +70,10 @@ def read_state(path: str | PathLike) -> dict[str, Tensor]:
         FileNotFoundError: if there is no such file.
         ValueError: if the file cannot be read as tensors only, or holds no tensors.
     """
+    return _read(path)[0]
+
+
+def _read(path: str | PathLike) -> tuple[dict[str, Tensor], dict[str, Any]]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"weights {path} do not exist; give the path of a .pt file")
@@ -48,7 +84,8 @@ def read_state(path: str | PathLike) -> dict[str, Tensor]:
     state = content.get("model", content) if isinstance(content, Mapping) else None
     if not isinstance(state, Mapping) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"weights {path} hold no state dict of tensors (nor one under 'model')")
-    return {key.removeprefix("module."): value for key, value in state.items()}
+    record = getattr(state, "_metadata", {}).get(_RECORD, {})
+    return {key.removeprefix("module."): value for key, value in state.items()}, record
 
 
 def encoder_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -95,20 +132,37 @@ def _check(network: nn.Module, state: Mapping[str, Tensor], path: str | PathLike
     raise ValueError(f"weights {path} do not fit {type(network).__name__}: {remedy}. {listed}")
 
 
-def load_weights(network: nn.Module, path: str | PathLike) -> LoadReport:
+def _check_record(held: Mapping[str, Any], wanted: Mapping[str, Any], path: str | PathLike) -> None:
+    """Raise one ValueError that lists how two records differ in what both hold, with the remedy for the first."""
+    wanted = json.loads(json.dumps(wanted))
+    differing = [key for key, value in wanted.items() if key in held and held[key] != value]
+    if not differing:
+        return
+    first = differing[0]
+    remedy = _CHOICE.get(first, f"give --{first} {held[first]!r}").format(held[first])
+    if first == "architecture" and held[first] == _DEFAULT_ARCHITECTURE:
+        remedy = "leave the file of configs/networks out"
+    listed = "; ".join(f"{key} is {held[key]!r} in the file and {wanted[key]!r} in this run" for key in differing)
+    raise ValueError(f"weights {path} belong to something else: {listed}. Use other weights, or {remedy}")
+
+
+def load_weights(network: nn.Module, path: str | PathLike, record: Mapping[str, Any] | None = None) -> LoadReport:
     """Load all weights of a network, strictly.
 
     Args:
-        network: any network of this package.
+        network: any network.
         path: .pt file, a state dict or a training checkpoint.
+        record: what the weights must be, see ``stamped``; compared with what the file says it holds, if it says so.
 
     Raises:
-        FileNotFoundError, ValueError: see ``read_state``; also on any missing, unexpected or differently shaped tensor.
+        FileNotFoundError, ValueError: see ``read_state``; also on another record and on any missing, unexpected or
+            differently shaped tensor.
     """
-    state = read_state(path)
+    state, held = _read(path)
+    _check_record(held, record or {}, path)
     _check(network, state, path)
     network.load_state_dict(state, strict=True)
-    return LoadReport(str(path), len(state), "")
+    return LoadReport(str(path), len(state), "", held)
 
 
 def load_encoder(network: nn.Module, path: str | PathLike, adapt_input: bool = False) -> LoadReport:
@@ -128,14 +182,18 @@ def load_encoder(network: nn.Module, path: str | PathLike, adapt_input: bool = F
     """
     encoder = network if isinstance(network, HyMamba | VisionMamba) else getattr(network, "encoder", None)
     if not isinstance(encoder, nn.Module):
-        raise ValueError(f"network {type(network).__name__} has no encoder to load {path} into")
-    state, adapted = encoder_state(read_state(path)), ""
+        raise ValueError(
+            f"network {type(network).__name__} has no encoder to load {path} into; a HyMambaSeg or a MambaUNETR has, "
+            "any other trains without --pretrained"
+        )
+    whole, held = _read(path)
+    state, adapted = encoder_state(whole), ""
     first = state.get(_FIRST_CONV)
     wanted = encoder.state_dict().get(_FIRST_CONV)
     if adapt_input and first is not None and wanted is not None and first.shape[1] != wanted.shape[1]:
-        held, needed = first.shape[1], wanted.shape[1]
-        state[_FIRST_CONV] = first.mean(1, keepdim=True).repeat(1, needed, 1, 1, 1) * (held / needed)
-        adapted = f"first convolution adapted from {held} to {needed} input channels"
+        own, needed = first.shape[1], wanted.shape[1]
+        state[_FIRST_CONV] = first.mean(1, keepdim=True).repeat(1, needed, 1, 1, 1) * (own / needed)
+        adapted = f"first convolution adapted from {own} to {needed} input channels"
     _check(encoder, state, path)
     encoder.load_state_dict(state, strict=True)
-    return LoadReport(str(path), len(state), adapted)
+    return LoadReport(str(path), len(state), adapted, held)

@@ -2,12 +2,13 @@
 
 import os
 import pickle
+import re
 
 import pytest
 import torch
 
 from mambamim_nets import HyMamba, HyMambaSeg, MambaMIM
-from mambamim_nets.checkpoint import encoder_state, load_encoder, load_weights, read_state
+from mambamim_nets.checkpoint import encoder_state, load_encoder, load_weights, read_record, read_state, stamped
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,7 @@ def test_all_weights_of_a_network_come_back(tmp_path):
     other = HyMambaSeg(1, 3, size="tiny")
     report = load_weights(other, path)
     assert_same(other, network.state_dict())
-    assert report == (str(path), len(network.state_dict()), "")
+    assert report == (str(path), len(network.state_dict()), "", {})
     assert str(report) == f"{len(network.state_dict())} tensors from {path}"
 
 
@@ -181,3 +182,49 @@ def test_encoder_state_takes_the_encoders_part_or_all():
     a, b = torch.zeros(1), torch.ones(1)
     assert encoder_state({"encoder.stem": a, "out": b}) == {"stem": a}
     assert encoder_state({"stem": a}) == {"stem": a}
+
+
+RECORD = {"architecture": "hymamba", "size": "tiny", "task": "BTCV", "spacing": (4, 4, 4.0), "labels": ["spleen"]}
+
+
+def recorded(tmp_path, wrap=False):
+    state = stamped(HyMambaSeg(1, 3, size="tiny").state_dict(), RECORD)
+    return stored(tmp_path / "network.pt", {"model": state, "epoch": 1} if wrap else state)
+
+
+@pytest.mark.parametrize("wrap", [False, True])
+def test_a_record_travels_in_the_file_and_changes_nothing_else(tmp_path, wrap):
+    path = recorded(tmp_path, wrap)
+    assert read_record(path) == {**RECORD, "spacing": [4, 4, 4.0]}
+    content = torch.load(path, weights_only=True)
+    state = content["model"] if wrap else content
+    assert all(isinstance(value, torch.Tensor) for value in state.values())
+    HyMambaSeg(1, 3, size="tiny").load_state_dict(state)  # as any other tool loads it
+    report = load_weights(HyMambaSeg(1, 3, size="tiny"), path, RECORD)
+    assert str(report) == f"{len(state)} tensors from {path} (architecture hymamba, size tiny, task BTCV)"
+    assert load_encoder(HyMamba(size="tiny"), path).record == report.record
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "remedy"),
+    [
+        ("architecture", "nnmamba", "leave the file of configs/networks out"),
+        ("size", "base", "give --size 'tiny'"),
+        ("task", "AMOS22", "use the bundle and --task of these weights"),
+        ("spacing", [2, 2, 2], "give --spacing [4, 4, 4.0]"),
+        ("labels", ["liver"], "labels is ['spleen'] in the file and ['liver'] in this run"),
+    ],
+)
+def test_weights_that_are_something_else_are_refused(tmp_path, key, value, remedy):
+    path, network = recorded(tmp_path), HyMambaSeg(1, 3, size="tiny")
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    with pytest.raises(ValueError, match=re.escape(remedy)) as caught:
+        load_weights(network, path, {**RECORD, key: value})
+    assert str(path) in str(caught.value)
+    assert_same(network, before)
+
+
+def test_a_file_without_a_record_is_judged_by_its_tensors(tmp_path):
+    path = stored(tmp_path / "network.pt", HyMambaSeg(1, 3, size="tiny").state_dict())
+    assert read_record(path) == {}
+    assert load_weights(HyMambaSeg(1, 3, size="tiny"), path, RECORD).record == {}

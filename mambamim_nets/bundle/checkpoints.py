@@ -11,7 +11,7 @@ from monai.engines import Evaluator, Trainer
 from torch import nn
 
 from mambamim_nets.bundle.launch import bare, flag, process_rank
-from mambamim_nets.checkpoint import read_state
+from mambamim_nets.checkpoint import read_state, stamped
 
 __all__ = ["LAST", "Average", "Checkpoints"]
 
@@ -60,6 +60,7 @@ class Checkpoints:
         encoder: whether to write ``encoder.pt``.
         average: averaged weights of the network, if there are any.
         early_stopping: stop after this many epochs without a better validation; 0: never.
+        record: what the weights are, written into every file of weights; see ``mambamim_nets.checkpoint.stamped``.
     """
 
     def __init__(
@@ -75,13 +76,14 @@ class Checkpoints:
         encoder: bool = False,
         average: Average | None = None,
         early_stopping: int = 0,
+        record: dict[str, Any] | None = None,
     ) -> None:
         resume = resume if resume == "auto" else flag(resume, "resume")
         self.trainer, self.evaluator, self.network = trainer, evaluator, network
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.folder, self.identity, self.resume, self.encoder = Path(folder), identity, resume, encoder
         self.average = average.network if average is not None and average.handler else None
-        self.early_stopping = early_stopping
+        self.early_stopping, self.record = early_stopping, record
         self.folder.mkdir(parents=True, exist_ok=True)  # DiskSaver's own way fails if another process is faster
         self.saver = DiskSaver(str(folder), create_dir=False, require_empty=False)
 
@@ -151,7 +153,7 @@ class Checkpoints:
         best = self.evaluator.state if self.evaluator is not None else None
         network = bare(self.network)
         state = {
-            "model": network.state_dict(),
+            "model": stamped(network.state_dict(), self.record),
             "optimizer": self.optimizer.state_dict(),
             "lr_scheduler": self.lr_scheduler.state_dict(),
             "trainer": dict(trainer.state_dict()),
@@ -165,11 +167,11 @@ class Checkpoints:
             state["average"] = self.average.state_dict()
         self._save(state, LAST)
         if self.encoder:
-            self._save(cast(nn.Module, network.encoder).state_dict(), ENCODER)
+            self._save(stamped(cast(nn.Module, network.encoder).state_dict(), self.record), ENCODER)
         if self._stalled():
             trainer.terminate()
 
     def _save_best(self, evaluator: Evaluator) -> None:
         if evaluator.state.best_metric_epoch == evaluator.state.epoch:
             network = self.average if self.average is not None else bare(self.network)
-            self._save(network.state_dict(), BEST)
+            self._save(stamped(network.state_dict(), self.record), BEST)

@@ -126,6 +126,8 @@ class _Windows:
         self.computed += len(windows)
         if torch.is_grad_enabled():
             out = self.network(windows, *args, **kwargs)
+            if isinstance(out, list):  # deep supervision
+                return [one.float() for one in out]
             return out.float() if isinstance(out, Tensor) else out
         with torch.inference_mode():
             out = self.network(windows, *args, **kwargs)

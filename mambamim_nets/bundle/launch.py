@@ -199,13 +199,16 @@ def start_network(network: nn.Module, pretrained: str | None, adapt_input: bool 
     return network
 
 
-def trained_network(network: nn.Module, checkpoint: str) -> nn.Module:
+def trained_network(network: nn.Module, checkpoint: str, record: Mapping[str, Any] | None = None) -> nn.Module:
     """Return a network with all its weights from ``checkpoint``, in evaluation mode; never with random ones.
+
+    Args:
+        network, checkpoint, record: as in ``load_weights``.
 
     Raises:
         FileNotFoundError, ValueError: as ``load_weights``.
     """
-    logger.info("weights: %s", load_weights(network, checkpoint))
+    logger.info("weights: %s", load_weights(network, checkpoint, record))
     note = Path(checkpoint).with_suffix(".txt")
     if note.is_file():
         logger.warning(note.read_text().strip())

@@ -3,8 +3,10 @@
 import logging
 import os
 import shutil
+from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 from monai.engines import Evaluator
 from torch import nn
@@ -17,7 +19,14 @@ __all__ = ["promote"]
 logger = logging.getLogger("mambamim_nets")
 
 
-def promote(evaluator: Evaluator, network: nn.Module, report: CaseReport, candidate: str, shipped: str) -> bool:
+def promote(
+    evaluator: Evaluator,
+    network: nn.Module,
+    report: CaseReport,
+    candidate: str,
+    shipped: str,
+    record: Mapping[str, Any] | None = None,
+) -> bool:
     """Evaluate both weights on the same cases; install the candidate if its mean Dice is higher.
 
     The weights that were there are kept beside it, as ``model_until_<date>.pt`` with their note.
@@ -28,6 +37,7 @@ def promote(evaluator: Evaluator, network: nn.Module, report: CaseReport, candid
         report: whose mean Dice decides.
         candidate: path of the trained weights.
         shipped: path of the bundle's own weights; need not exist.
+        record: what both must be, as in ``load_weights``.
 
     Returns:
         Whether the candidate was installed.
@@ -38,7 +48,7 @@ def promote(evaluator: Evaluator, network: nn.Module, report: CaseReport, candid
     new, old = Path(candidate), Path(shipped)
     scores = {}
     for path in (new, old) if old.is_file() else (new,):
-        trained_network(network, str(path))
+        trained_network(network, str(path), record)
         evaluator.run()
         scores[path] = report.table.mean_dice()
         logger.info("mean Dice %.4f: %s", scores[path], path)

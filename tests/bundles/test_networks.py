@@ -1,0 +1,138 @@
+"""Every network of configs/networks: chosen by one file, trained, evaluated and used; its weights say what they are."""
+
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.bundle import ConfigParser
+from monai.losses import DeepSupervisionLoss
+
+from mambamim_nets.checkpoint import read_record
+
+CONFIGS = Path(__file__).parents[2] / "bundles" / "msd_seg" / "configs"
+NETWORKS = sorted(path.stem for path in (CONFIGS / "networks").glob("*.json"))
+# millions, 1 channel, 14 classes; MM-UNet (ours where the paper is silent) at five resolutions
+PARAMETERS = {
+    **{"dynunet": 31.19, "mednext": 5.55, "mm_unet": 18.25, "nnmamba": 15.96},
+    **{"segresnet": 18.80, "swin_unetr": 62.19, "unetr": 92.80, "vanilla_mamba": 84.00},
+}
+WINDOW = {"roi_size": [32, 48, 32], "batch_size": 2}  # Swin UNETR has 1 x 2 x 1 positions left of 32 x 64 x 32
+
+every_network = pytest.mark.parametrize("network", NETWORKS)
+
+
+def parts(network: str) -> list[str]:
+    return [] if network == "hymamba" else [f"networks/{network}"]
+
+
+def finished(made):
+    made.run()
+    made.finalize()
+    return made
+
+
+@pytest.fixture(scope="module")
+def weights(workflow, data, tmp_path_factory):
+    """Return a function that trains a network for an epoch, once, and gives its best weights."""
+    known: dict[str, Path] = {}
+
+    def train(network: str) -> Path:
+        if network not in known:
+            folder = tmp_path_factory.mktemp(network)
+            options = {"dataset_dir": str(data), "output_dir": str(folder), "max_epochs": 1, "val_interval": 1}
+            finished(workflow("msd_seg", ["train", *parts(network)], **options, **WINDOW))
+            known[network] = folder / "model_best.pt"
+        return known[network]
+
+    return train
+
+
+def test_there_is_a_file_for_each_network_and_it_is_called_as_it_calls_itself():
+    assert set(NETWORKS) == set(PARAMETERS)
+    for name in NETWORKS:
+        assert json.loads((CONFIGS / "networks" / f"{name}.json").read_text())["architecture"] == name
+
+
+@every_network
+def test_base_is_the_published_network(network):
+    parser = ConfigParser()
+    parser.read_config([CONFIGS / "train.json", CONFIGS / "networks" / f"{network}.json"])
+    labels = {value: f"structure {value}" for value in range(1, 14)}
+    parser.update({"size": "base", "bundle_root": str(CONFIGS.parent), "labels": labels, "window_size": [96, 96, 96]})
+    made = parser.get_parsed_content("network_def")
+    millions = sum(parameter.numel() for parameter in made.parameters()) / 1e6
+    assert round(millions, 2) == PARAMETERS[network]
+
+
+@every_network
+def test_it_trains_evaluates_and_segments(workflow, data, weights, network, tmp_path):
+    path = weights(network)
+    record = read_record(path)
+    assert (record["architecture"], record["size"], record["task"]) == (network, "tiny", "Task04_Hippocampus")
+    evaluation = {"dataset_dir": str(data), "output_dir": str(path.parent), "pictures": 0}
+    finished(workflow("msd_seg", ["train", *parts(network), "evaluate"], **evaluation, **WINDOW))
+    assert (path.parent / "eval" / "summary.md").is_file()
+    options = {"input": str(data / "imagesTs"), "checkpoint": str(path), "previews": False, "roi_size": [32, 48, 32]}
+    finished(workflow("msd_seg", ["inference", *parts(network)], output_dir=str(tmp_path), **options))
+    for scan in (data / "imagesTs").iterdir():
+        result = nib.load(tmp_path / scan.name.replace(".nii.gz", "_seg.nii.gz"))
+        assert result.shape == nib.load(scan).shape
+        assert set(np.unique(np.asarray(result.dataobj))) <= {0, 1, 2}
+
+
+@every_network
+def test_it_can_learn_one_crop_by_heart(workflow, data, network, tmp_path):
+    options = {"dataset_dir": str(data), "output_dir": str(tmp_path), "crops_per_scan": 1, **WINDOW}
+    made = workflow("msd_seg", ["train", *parts(network)], **options)
+    model, loss, targets, dataset = (
+        made.parser.get_parsed_content(key) for key in ("network", "loss", "targets", "train#dataset")
+    )
+    assert isinstance(loss, DeepSupervisionLoss) == (network == "mm_unet")
+    crop = dataset[0][0]
+    image, label = crop["image"][None].repeat(2, 1, 1, 1, 1), crop["label"][None].repeat(2, 1, 1, 1, 1)
+    truth = targets.masks(label[0])
+    assert truth.flatten(1).any(1).all(), "both structures must be there"
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.003)
+    dice = 0.0
+    for step in range(1, 151):
+        optimizer.zero_grad()
+        loss(model.train()(image), label).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        if step % 15 == 0:
+            with torch.no_grad():
+                found = targets.masks(targets.label_map(model.eval()(image)[0]))
+            dice = float((2 * (found & truth).flatten(1).sum(1) / (found + truth).flatten(1).sum(1)).min())
+            if dice > 0.9:
+                break
+    assert dice > 0.9
+
+
+def test_weights_of_another_network_are_refused_with_the_file_to_choose(workflow, data, weights, tmp_path):
+    path = weights("segresnet")
+    options = {"input": str(data / "imagesTs"), "checkpoint": str(path), "output_dir": str(tmp_path)}
+    with pytest.raises(Exception) as caught:
+        finished(workflow("msd_seg", ["inference"], **options))
+    message = str(caught.value.__cause__ or caught.value)
+    assert "architecture is 'segresnet' in the file and 'hymamba' in this run" in message
+    assert "configs/networks/segresnet.json" in message
+    with pytest.raises(Exception) as caught:
+        finished(workflow("msd_seg", ["inference", "networks/segresnet"], size="base", **options))
+    assert "--size tiny" in str(caught.value.__cause__ or caught.value)
+
+
+def test_resuming_with_another_network_is_refused(workflow, data, weights):
+    options = {"dataset_dir": str(data), "output_dir": str(weights("segresnet").parent), "max_epochs": 2}
+    with pytest.raises(Exception) as caught:
+        finished(workflow("msd_seg", ["train", "networks/unetr"], **options, **WINDOW))
+    assert "architecture='segresnet' there, 'unetr' here" in str(caught.value.__cause__ or caught.value)
+
+
+def test_a_network_without_a_pretrainable_encoder_says_so(workflow, data, weights, tmp_path):
+    options = {"dataset_dir": str(data), "output_dir": str(tmp_path), "pretrained": str(weights("segresnet"))}
+    with pytest.raises(Exception) as caught:
+        workflow("msd_seg", ["train", "networks/segresnet"], **options).run()
+    assert "SegResNet has no encoder" in str(caught.value.__cause__ or caught.value)
