@@ -7,6 +7,7 @@ synthetic data; neither is imported here.
 from mambamim_nets import masking, ops
 from mambamim_nets.checkpoint import LoadReport, load_encoder, load_weights
 from mambamim_nets.nets import (
+    MAE,
     HyMamba,
     HyMambaFeatures,
     HyMambaSeg,
@@ -16,10 +17,12 @@ from mambamim_nets.nets import (
     MMUNet,
     NNMambaClassifier,
     NNMambaSeg,
+    SimMIM,
     VisionMamba,
 )
 
 __all__ = [
+    "MAE",
     "HyMamba",
     "HyMambaFeatures",
     "HyMambaSeg",
@@ -30,6 +33,7 @@ __all__ = [
     "MambaUNETR",
     "NNMambaClassifier",
     "NNMambaSeg",
+    "SimMIM",
     "VisionMamba",
     "load_encoder",
     "load_weights",

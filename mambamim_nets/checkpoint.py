@@ -106,6 +106,10 @@ def _held(state: Mapping[str, Tensor]) -> tuple[str, str] | None:
     return None
 
 
+def _mamba_depth(state: Mapping[str, Tensor]) -> int:
+    return sum(key.startswith("mamba.") and key.endswith(".norm1.weight") for key in encoder_state(state))
+
+
 def _check(network: nn.Module, state: Mapping[str, Tensor], path: str | PathLike) -> None:
     """Raise one ValueError that lists how state and network differ, with the remedy."""
     own = network.state_dict()
@@ -124,6 +128,10 @@ def _check(network: nn.Module, state: Mapping[str, Tensor], path: str | PathLike
         remedy = f"the file holds a {held[0]}, the network needs a {wanted[0]}: choose the network of these weights"
     elif held and wanted and held[1] != wanted[1]:
         remedy = f"the file holds size {held[1]!r}, the network is size {wanted[1]!r}: use --size {held[1]}"
+    elif held and held == wanted and _mamba_depth(state) != _mamba_depth(own):
+        depth = _mamba_depth(state)
+        remedy = f"the file holds {depth} Mamba layers, the network has {_mamba_depth(own)}: "
+        remedy += f"use --network_def#mamba_depth {depth}"
     elif any(_FIRST_CONV in problem for problem in problems):
         remedy = "the number of image channels differs; load_encoder(..., adapt_input=True) adapts the first layer"
     elif any("out." in problem for problem in problems):

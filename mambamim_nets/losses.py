@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mambamim_nets.masking import STRIDE, expand_visible
 
-__all__ = ["masked_mse", "patch_norm", "patch_statistics", "reconstruction_target"]
+__all__ = ["masked_l1", "masked_mse", "patch_norm", "patch_statistics", "reconstruction_target"]
 
 
 def _patches(x: Tensor) -> Tensor:
@@ -50,6 +50,15 @@ def masked_mse(prediction: Tensor, target: Tensor, visible: Tensor) -> Tensor:
     Returns:
         Scalar; zero if nothing is hidden.
     """
-    error = _patches((prediction.float() - target.float()).square()).mean(-1)
+    return _over_hidden((prediction.float() - target.float()).square(), visible)
+
+
+def masked_l1(prediction: Tensor, target: Tensor, visible: Tensor) -> Tensor:
+    """Mean absolute error over hidden voxels only; arguments and result as of ``masked_mse``."""
+    return _over_hidden((prediction.float() - target.float()).abs(), visible)
+
+
+def _over_hidden(error: Tensor, visible: Tensor) -> Tensor:
+    error = _patches(error).mean(-1)
     hidden = (~visible).to(error.dtype).expand_as(error)
     return (error * hidden).sum() / hidden.sum().clamp(min=torch.ones((), device=error.device))

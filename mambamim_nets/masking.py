@@ -15,9 +15,10 @@ nothing is hidden from Mamba at mask ratio 0.75.
 from collections.abc import Sequence
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
-__all__ = ["STRIDE", "check_visible", "expand_visible", "random_visible", "token_grid"]
+__all__ = ["STRIDE", "check_visible", "expand_visible", "place_tokens", "random_visible", "token_grid"]
 
 STRIDE = 16
 """Voxels per token and axis: the total stride of the encoder and the side of a masked block."""
@@ -86,6 +87,21 @@ def expand_visible(visible: Tensor, factor: int) -> Tensor:
     for axis in (2, 3, 4):
         visible = visible.repeat_interleave(factor, dim=axis)
     return visible
+
+
+def place_tokens(tokens: Tensor, visible: Tensor, fill: Tensor) -> Tensor:
+    """Put visible tokens (B, K, C) in their places and ``fill`` (C,) everywhere else.
+
+    Args:
+        tokens: (B, K, C).
+        visible: (B, T) bool, K True per row, in the order of the tokens.
+        fill: (C,), or anything that broadcasts to (B, T, C).
+
+    Returns:
+        (B, T, C) in the type of the tokens.
+    """
+    filled = fill.to(tokens.dtype).expand(*visible.shape, tokens.shape[-1])
+    return filled.index_put((visible,), rearrange(tokens, "b k c -> (b k) c"))
 
 
 def check_visible(visible: Tensor, batch: int, grid: Sequence[int]) -> int:

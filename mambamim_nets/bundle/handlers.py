@@ -17,7 +17,6 @@ from mambamim_nets.bundle.checkpoints import LAST
 from mambamim_nets.bundle.launch import bare, epoch_seed, interactive, process_rank, seed_epoch
 from mambamim_nets.bundle.pictures import figure_array, reconstruction, reconstruction_figure
 from mambamim_nets.masking import expand_visible
-from mambamim_nets.nets.mambamim import MambaMIM
 
 __all__ = [
     "ClipGradients",
@@ -106,7 +105,7 @@ def mim_batch(
 
 
 def mim_loss(output: Any, image: Tensor) -> Tensor:
-    """Return the loss that ``MambaMIM`` computed: the ``loss_function`` of pre-training."""
+    """Return the loss that a pre-training model computed (``nets.masked``): the ``loss_function`` of pre-training."""
     return output.loss
 
 
@@ -114,7 +113,8 @@ class ReconstructionPictures:
     """Rebuild one fixed, fixedly masked crop at intervals: a PNG (input | visible | rebuilt) and a TensorBoard image.
 
     Args:
-        network: MambaMIM, possibly wrapped for distributed training.
+        network: a pre-training model (``nets.masked``), possibly wrapped for distributed training; one that rebuilds
+            nothing gets no pictures.
         folder: where ``reconstruction.png`` goes.
         interval: epochs between pictures; the last epoch always has one.
         writer: a TensorBoard SummaryWriter, or None.
@@ -137,16 +137,19 @@ class ReconstructionPictures:
         epoch = engine.state.epoch
         if self.image is None or (epoch % self.interval and epoch != engine.state.max_epochs):
             return
-        model = bare(self.network)
-        assert isinstance(model, MambaMIM)
-        training = model.training
+        model: Any = bare(self.network)
+        training, device = model.training, self.image.device
         model.eval()
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(0)
-            visible = model.draw_visible(self.image.cpu()).to(self.image.device)
-            rebuilt = model.rebuild(self.image, model(self.image, visible))
+            output = model(self.image)
+            rebuilt = None if output.reconstruction is None else model.rebuild(self.image, output)
         model.train(training)
-        kept = expand_visible(visible, self.image.shape[2] // visible.shape[2])
+        if rebuilt is None:
+            return
+        kept = torch.ones_like(rebuilt)
+        if output.visible is not None:
+            kept = expand_visible(output.visible, self.image.shape[2] // output.visible.shape[2])
         arrays = [array[0, 0].float().cpu().numpy() for array in (self.image, kept, rebuilt)]
         picture = (arrays[0], arrays[1] > 0, arrays[2])
         path = reconstruction(*picture, self.folder / "reconstruction.png", title=f"epoch {epoch}")

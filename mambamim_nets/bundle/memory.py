@@ -4,7 +4,7 @@ import ctypes
 import logging
 import sys
 
-from monai.networks.blocks import UnetrUpBlock
+from monai.networks.blocks import UnetrBasicBlock, UnetrPrUpBlock, UnetrUpBlock
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
 
@@ -12,11 +12,21 @@ from mambamim_nets.bundle.launch import flag
 from mambamim_nets.layers.conv import MedNeXtBlock, ResidualBlock
 from mambamim_nets.layers.mamba import MambaLayer
 from mambamim_nets.nets.mambamim import DecoderStage
+from mambamim_nets.nets.mm_unet import MetaBlock
 
 __all__ = ["checkpoint_activations", "reuse_memory"]
 
 logger = logging.getLogger("mambamim_nets")
-BLOCKS = (MedNeXtBlock, ResidualBlock, MambaLayer, DecoderStage, UnetrUpBlock)
+BLOCKS = (  # without batch norm, whose statistics would be updated twice
+    MedNeXtBlock,
+    ResidualBlock,
+    MambaLayer,
+    DecoderStage,
+    MetaBlock,
+    UnetrBasicBlock,
+    UnetrPrUpBlock,
+    UnetrUpBlock,
+)
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h of the GNU C library
 
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from mambamim_nets.layers.conv import Conv3, MedNeXtBlock, ResidualBlock
 from mambamim_nets.layers.mamba import MambaLayer
 from mambamim_nets.layers.position import sincos_position
-from mambamim_nets.masking import check_visible, token_grid
+from mambamim_nets.masking import check_visible, place_tokens, token_grid
 from mambamim_nets.ops.blocks import neighbour_table, pack, unpack
 from mambamim_nets.ops.scan_order import scan_order
 
@@ -72,6 +72,8 @@ class HyMamba(nn.Module):
         scan: order of the tokens in the Mamba stage: raster, zigzag, hilbert or shuffle.
         bidirectional: Vision Mamba in both directions (the paper) or forward only.
         scan_seed: seed of the shuffle order.
+        mamba_depth: layers of the Mamba stage; None: those of the size, 4 or 2. 0 leaves the stage out, positions too:
+            an all-CNN encoder.
 
     Attributes:
         widths: channels of the five feature maps, strides 1, 2, 4, 8, 16.
@@ -84,13 +86,17 @@ class HyMamba(nn.Module):
         scan: Literal["raster", "zigzag", "hilbert", "shuffle"] = "raster",
         bidirectional: bool = True,
         scan_seed: int = 0,
+        mamba_depth: int | None = None,
     ) -> None:
         super().__init__()
         if size not in SIZES:
             raise ValueError(f"size {size!r} is unknown; use one of {sorted(SIZES)}")
         if in_channels < 1:
             raise ValueError(f"in_channels {in_channels} must be at least 1")
+        if mamba_depth is not None and mamba_depth < 0:
+            raise ValueError(f"mamba_depth {mamba_depth} must be at least 0; None takes the size's own")
         spec = SIZES[size]
+        depth = spec.mamba_layers if mamba_depth is None else mamba_depth
         self.in_channels, self.size, self.scan, self.scan_seed = in_channels, size, scan, scan_seed
         self.widths = (*spec.widths, spec.widths[-1])
         scan_order((1, 1, 1), scan, scan_seed)  # refuses an unknown order now
@@ -102,7 +108,7 @@ class HyMamba(nn.Module):
             for width, depth, expansion in zip(spec.widths, spec.depths, spec.expansions, strict=True)
         )
         self.mamba = nn.ModuleList(
-            MambaLayer(spec.widths[-1], spec.d_state, spec.mlp_ratio, bidirectional) for _ in range(spec.mamba_layers)
+            MambaLayer(spec.widths[-1], spec.d_state, spec.mlp_ratio, bidirectional) for _ in range(depth)
         )
 
     def __prepare_scriptable__(self) -> "HyMamba":
@@ -132,8 +138,11 @@ class HyMamba(nn.Module):
 
     def _embed(self, deepest: Tensor) -> Tensor:
         """Read the map at stride 16 as tokens (B, d h w, C) in raster order and tell them where they are."""
+        tokens = deepest.flatten(2).transpose(1, 2)
+        if len(self.mamba) == 0:
+            return tokens
         position = sincos_position(list(deepest.shape[2:]), deepest.shape[1], deepest.device)
-        return deepest.flatten(2).transpose(1, 2) + position.to(deepest.dtype)
+        return tokens + position.to(deepest.dtype)
 
     def _mix(self, tokens: Tensor) -> Tensor:
         for layer in self.mamba:
@@ -213,8 +222,7 @@ class HyMamba(nn.Module):
         if visible is not None:
             skips = [unpack(blocks, visible) for blocks in skips]
             kept = visible.flatten(1)[:, encoding.order]
-            dense = tokens.new_zeros(*kept.shape, tokens.shape[-1])
-            tokens = dense.index_put((kept,), rearrange(tokens, "b k c -> (b k) c"))
+            tokens = place_tokens(tokens, kept, tokens.new_zeros(()))
         d, h, w = grid
         deepest = rearrange(tokens[:, encoding.inverse], "b (d h w) c -> b c d h w", b=batch, d=d, h=h, w=w)
         return [*skips, deepest]
@@ -233,6 +241,7 @@ class HyMambaSeg(nn.Module):
         scan: see ``HyMamba``.
         bidirectional: see ``HyMamba``.
         scan_seed: see ``HyMamba``.
+        mamba_depth: see ``HyMamba``.
     """
 
     def __init__(
@@ -243,11 +252,12 @@ class HyMambaSeg(nn.Module):
         scan: Literal["raster", "zigzag", "hilbert", "shuffle"] = "raster",
         bidirectional: bool = True,
         scan_seed: int = 0,
+        mamba_depth: int | None = None,
     ) -> None:
         super().__init__()
         if out_channels < 1:
             raise ValueError(f"out_channels {out_channels} must be at least 1")
-        self.encoder = HyMamba(in_channels, size, scan, bidirectional, scan_seed)
+        self.encoder = HyMamba(in_channels, size, scan, bidirectional, scan_seed, mamba_depth)
         self.size, self.out_channels = self.encoder.size, out_channels
         widths, stem = self.encoder.widths, SIZES[size].stem
         self.up = nn.ModuleList(

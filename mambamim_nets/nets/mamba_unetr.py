@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from mambamim_nets.layers.mamba import MambaLayer
 from mambamim_nets.layers.position import sincos_position
-from mambamim_nets.masking import STRIDE, check_visible, token_grid
+from mambamim_nets.masking import STRIDE, check_visible, place_tokens, token_grid
 from mambamim_nets.nets.hymamba import Encoding
 from mambamim_nets.ops.scan_order import scan_order
 
@@ -76,7 +76,9 @@ class VisionMamba(nn.Module):
         self.mamba = nn.ModuleList(MambaLayer(spec.width, bidirectional=bidirectional) for _ in range(spec.depth))
         self.norm = nn.LayerNorm(spec.width, eps=1e-6)
 
-    def _read(self, x: Tensor, visible: Tensor | None) -> tuple[list[Tensor], Tensor, Tensor]:
+    def _read(
+        self, x: Tensor, visible: Tensor | None, token: Tensor | None = None
+    ) -> tuple[list[Tensor], Tensor, Tensor]:
         """Return the tokens after each quarter of the layers, the last normalised, and scan order and inverse."""
         if x.ndim != 5 or x.shape[1] != self.in_channels:
             channels = self.in_channels
@@ -85,12 +87,17 @@ class VisionMamba(nn.Module):
         order, inverse = (index.to(x.device) for index in scan_order(grid, self.scan, self.scan_seed))
         patches = rearrange(x, "b c (d i) (h j) (w k) -> b (d h w) (c i j k)", i=p, j=p, k=p)[:, order]
         position = sincos_position(list(grid), self.widths[-1], x.device)[order].expand(batch, -1, -1)
+        kept = None
         if visible is not None:
             check_visible(visible, batch, grid)
             kept = visible.flatten(1)[:, order]
             patches = rearrange(patches[kept], "(b k) p -> b k p", b=batch)
+        tokens = F.linear(patches, self.stem.weight.flatten(1), self.stem.bias)
+        if kept is not None and token is not None:
+            tokens = place_tokens(tokens, kept, token)
+        elif kept is not None:
             position = rearrange(position[kept], "(b k) c -> b k c", b=batch)
-        tokens, taps = F.linear(patches, self.stem.weight.flatten(1), self.stem.bias) + position, []
+        tokens, taps = tokens + position, []
         for number, layer in enumerate(self.mamba, start=1):
             tokens = layer(tokens)
             if number % (len(self.mamba) // 4) == 0:
@@ -103,6 +110,7 @@ class VisionMamba(nn.Module):
         visible: Tensor | None = None,
         token_visible: Tensor | None = None,
         strides: tuple[int, ...] = (),
+        token: Tensor | None = None,
     ) -> Encoding:
         """Encode a volume, or its visible patches; hidden ones never enter.
 
@@ -111,6 +119,8 @@ class VisionMamba(nn.Module):
             visible: (B, 1, d, h, w) bool; None: everything.
             token_visible: None or the same mask: there is no CNN stage that could see another.
             strides: (): there are no skip maps.
+            token: (width,), what stands for the embedding of every hidden patch, so that all tokens enter; None:
+                hidden ones do not.
 
         Returns:
             Encoding without skips.
@@ -124,7 +134,7 @@ class VisionMamba(nn.Module):
         one_mask = token_visible is None or token_visible is visible
         if not one_mask and (visible is None or token_visible is None or not torch.equal(visible, token_visible)):
             raise ValueError("token_visible must equal visible or be None: without a CNN stage there is one mask")
-        taps, order, inverse = self._read(x, visible)
+        taps, order, inverse = self._read(x, visible, token)
         return Encoding({}, taps[-1], order, inverse)
 
     def forward(self, x: Tensor) -> list[Tensor]:

@@ -16,7 +16,7 @@ voxels under each of its positions, so that nothing runs at full resolution; nor
 step does not depend on the batch. An encoder without a CNN stage has no skip maps; the rest of Algorithm 2 stays.
 """
 
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from einops import rearrange
@@ -24,23 +24,16 @@ from torch import Tensor, nn
 
 from mambamim_nets.layers.conv import Conv3, VoxelNorm
 from mambamim_nets.layers.toki import TokenInterpolation
-from mambamim_nets.losses import masked_mse, patch_statistics, reconstruction_target
-from mambamim_nets.masking import expand_visible, random_visible, token_grid
+from mambamim_nets.losses import masked_mse, reconstruction_target
+from mambamim_nets.masking import place_tokens, token_grid
 from mambamim_nets.nets.hymamba import HyMamba
 from mambamim_nets.nets.mamba_unetr import VisionMamba
+from mambamim_nets.nets.masked import MaskedModel, MIMOutput
 from mambamim_nets.ops.blocks import unpack
 
-__all__ = ["MIMOutput", "MambaMIM"]
+__all__ = ["MambaMIM"]
 
 _SKIP_STRIDES = (2, 4, 8)
-
-
-class MIMOutput(NamedTuple):
-    """loss: scalar. reconstruction: (B, C_in, D, H, W) in the target's space. visible: (B, 1, d, h, w) bool."""
-
-    loss: Tensor
-    reconstruction: Tensor
-    visible: Tensor
 
 
 class _ConvNormAct(nn.Module):
@@ -80,7 +73,7 @@ class DecoderStage(nn.Module):
         return self.fuse(x)
 
 
-class MambaMIM(nn.Module):
+class MambaMIM(MaskedModel):
     """Pre-training model around an encoder.
 
     Args:
@@ -110,16 +103,13 @@ class MambaMIM(nn.Module):
         decoder_width: int | None = None,
         transition: Literal["diagonal", "full"] = "diagonal",
     ) -> None:
-        super().__init__()
+        super().__init__(encoder, mask_ratio, target)
         for name, value, choices in (
             ("fill", fill, ("toki", "learnable")),
             ("masking", masking, ("bottom_up", "independent")),
-            ("target", target, ("patch_norm", "raw")),
         ):
             if value not in choices:
                 raise ValueError(f"{name} {value!r} must be one of {choices}")
-        if not 0 < mask_ratio < 1:
-            raise ValueError(f"mask_ratio {mask_ratio} must lie in (0, 1); the paper uses 0.75")
         channels, has_cnn = encoder.widths[-1], len(encoder.widths) > 1
         if masking == "independent" and not has_cnn:
             raise ValueError(
@@ -128,8 +118,7 @@ class MambaMIM(nn.Module):
         width = channels if decoder_width is None else decoder_width
         if width < 8 or width % 8:
             raise ValueError(f"decoder_width {width} must be a multiple of 8: it halves three times")
-        self.encoder = encoder
-        self.mask_ratio, self.fill, self.masking, self.target = mask_ratio, fill, masking, target
+        self.fill, self.masking = fill, masking
         self.skip = skip and has_cnn
         if fill == "toki":
             self.toki = TokenInterpolation(channels, transition)
@@ -144,16 +133,11 @@ class MambaMIM(nn.Module):
         )
         self.predict = nn.Conv3d(widths[-1], 8 * encoder.in_channels, kernel_size=1)
 
-    def draw_visible(self, x: Tensor) -> Tensor:
-        """Draw a mask for a batch (B, C_in, D, H, W) from the default generator of its device."""
-        return random_visible(x.shape[0], token_grid(x.shape[2:]), self.mask_ratio, device=x.device)
-
     def fill_tokens(self, tokens: Tensor, visible: Tensor) -> Tensor:
         """Fill visible tokens (B, K, C) up to the grid; visible (B, T) bool, both in scan order: (B, T, C)."""
         if self.fill == "toki":
             return self.toki(tokens, visible)
-        filled = self.token.to(tokens.dtype).expand(*visible.shape, -1)
-        return filled.index_put((visible,), rearrange(tokens, "b k c -> (b k) c"))
+        return place_tokens(tokens, visible, self.token)
 
     def forward(self, x: Tensor, visible: Tensor | None = None) -> MIMOutput:
         """Mask a batch, rebuild it and score the hidden part.
@@ -177,15 +161,3 @@ class MambaMIM(nn.Module):
         reconstruction = rearrange(self.predict(y), "b (c i j k) d h w -> b c (d i) (h j) (w k)", i=2, j=2, k=2)
         loss = masked_mse(reconstruction, reconstruction_target(x, self.target), visible)
         return MIMOutput(loss, reconstruction, visible)
-
-    @torch.no_grad()
-    def rebuild(self, x: Tensor, output: MIMOutput) -> Tensor:
-        """Return the image with its hidden blocks replaced by their reconstruction, for pictures: (B, C_in, D, H, W).
-
-        With the ``patch_norm`` target the mean and deviation of each hidden patch come from the image itself.
-        """
-        rebuilt = output.reconstruction.float()
-        if self.target == "patch_norm":
-            mean, std = patch_statistics(x)
-            rebuilt = rebuilt * std + mean
-        return torch.where(expand_visible(output.visible, x.shape[2] // output.visible.shape[2]), x.float(), rebuilt)

@@ -8,14 +8,23 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from mambamim_nets import HyMamba, HyMambaSeg, MambaMIM
+from mambamim_nets import MAE, HyMamba, HyMambaSeg, MambaMIM, MambaUNETR, MMUNet, VisionMamba
 from mambamim_nets.bundle import checkpoint_activations
 from mambamim_nets.masking import random_visible
 
 VISIBLE = random_visible(1, (2, 2, 2), 0.5, torch.Generator().manual_seed(0))
 CASES = {
     "pre-training": (lambda: MambaMIM(HyMamba(size="tiny")), lambda network, x: network(x, VISIBLE).loss),
+    "masked autoencoder": (
+        lambda: MAE(VisionMamba(size="tiny"), decoder_width=64, decoder_depth=2),
+        lambda network, x: network(x, VISIBLE).loss,
+    ),
     "segmentation": (lambda: HyMambaSeg(1, 3, size="tiny"), lambda network, x: network(x).square().mean()),
+    "vanilla mamba": (lambda: MambaUNETR(1, 3, size="tiny"), lambda network, x: network(x).square().mean()),
+    "mm-unet": (
+        lambda: MMUNet(1, 3, size="tiny", resolutions=4, deep_supervision=False),
+        lambda network, x: network(x).square().mean(),
+    ),
 }
 
 

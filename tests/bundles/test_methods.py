@@ -1,0 +1,89 @@
+"""Every pre-training method runs from its configuration, and what it leaves starts fine-tuning."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from mambamim_nets import HyMambaSeg, MambaUNETR, load_encoder
+
+CONFIGS = Path(__file__).parents[2] / "bundles" / "pretrain" / "configs"
+METHODS = sorted(path.stem for path in (CONFIGS / "methods").glob("*.json"))
+SMALL = {"roi_size": [32, 32, 32], "batch_size": 3, "picture_interval": 1}
+EXPECTED = {
+    "without_toki": {"fill": "learnable"},
+    "without_skip": {"skip": False},
+    "without_bottom_up": {"masking": "independent"},
+    "spark": {"fill": "learnable", "mask_ratio": 0.6, "target": "patch_norm"},
+    "mae": {"mask_ratio": 0.75, "target": "patch_norm"},
+    "simmim": {"mask_ratio": 0.6, "target": "raw"},
+}
+
+
+def causes(error):
+    while error is not None:
+        yield str(error)
+        error = error.__cause__
+
+
+def segmentation(encoder):
+    if type(encoder).__name__ == "VisionMamba":
+        return MambaUNETR(1, 3, size="tiny")
+    return HyMambaSeg(1, 3, size="tiny", mamba_depth=len(encoder.mamba))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_trains_an_epoch_and_leaves_an_encoder(workflow, data, tmp_path, method):
+    options = {**SMALL, "dataset_dir": str(data), "output_dir": str(tmp_path), "max_epochs": 1, "learning_rate": 0.001}
+    made = workflow("pretrain", ["train", f"methods/{method}"], **options)
+    network = made.parser.get_parsed_content("network")
+    for name, value in EXPECTED.get(method, {}).items():
+        assert getattr(network, name) == value
+    before = {key: value.clone() for key, value in network.encoder.state_dict().items()}
+    made.run()
+    made.finalize()
+    encoder = torch.load(tmp_path / "encoder.pt", weights_only=True)
+    assert encoder.keys() == before.keys() and not torch.equal(encoder["stem.weight"], before["stem.weight"])
+    assert load_encoder(segmentation(network.encoder), tmp_path / "encoder.pt").tensors == len(encoder)
+    assert (tmp_path / "reconstruction.png").is_file() == (method != "voco")
+    identity = torch.load(tmp_path / "checkpoint_last.pt", weights_only=True)["identity"]
+    assert identity["method"] == method and identity["network"] == type(network).__name__
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_is_a_small_file_of_known_keys(method):
+    known = json.loads((CONFIGS / "train.json").read_text())
+    method_config = json.loads((CONFIGS / "methods" / f"{method}.json").read_text())
+    assert method_config["method"] == method and len(method_config) <= 10
+    assert {key.split("#")[0] for key in method_config} <= set(known)
+
+
+def test_vanilla_mamba_is_pre_trained_by_the_methods_that_fit_it(workflow, data, tmp_path):
+    for configs in (["train", "networks/vanilla_mamba"], ["train", "methods/simmim", "networks/vanilla_mamba"]):
+        folder = tmp_path / "_".join(Path(name).stem for name in configs)
+        options = {**SMALL, "dataset_dir": str(data), "output_dir": str(folder), "max_epochs": 1}
+        made = workflow("pretrain", configs, **options)
+        made.run()
+        made.finalize()
+        load_encoder(MambaUNETR(1, 3, size="tiny"), folder / "encoder.pt")
+    made = workflow("pretrain", ["train", "methods/without_bottom_up", "networks/vanilla_mamba"], dataset_dir=str(data))
+    with pytest.raises(Exception) as caught:
+        made.parser.get_parsed_content("network")
+    assert "needs a CNN stage, which VisionMamba has not" in " | ".join(causes(caught.value))
+
+
+def test_another_method_does_not_continue_a_run(workflow, data, tmp_path):
+    options = {**SMALL, "dataset_dir": str(data), "output_dir": str(tmp_path), "max_epochs": 1}
+    made = workflow("pretrain", ["train", "methods/simmim"], **options)
+    made.run()
+    made.finalize()
+    for configs, difference in (
+        (["train", "methods/mae"], "method='simmim' there, 'mae' here; network='SimMIM' there, 'MAE' here"),
+        (["train", "methods/simmim", "networks/vanilla_mamba"], "encoder='HyMamba' there, 'VisionMamba' here"),
+    ):
+        made = workflow("pretrain", configs, **{**options, "max_epochs": 2})
+        with pytest.raises(Exception) as caught:
+            made.run()
+        made.finalize()
+        assert difference in " | ".join(causes(caught.value))
