@@ -4,9 +4,12 @@ VENV ?= .venv
 PYTEST_ARGS ?= tests
 BENCH_ARGS ?=
 BENCH_JSON ?= build/benchmarks.json
+TABLE ?=
+DATA ?=
+ARGS ?=
 BENCH_PAGE ?= $(if $(BENCH_ARGS),build,docs)/BENCHMARKS.md
 .DEFAULT_GOAL := help
-.PHONY: install demo test lint bench sync-bundles package help
+.PHONY: install demo reproduce test lint bench sync-bundles package help
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -19,6 +22,8 @@ help:  ## list the targets
 	@echo 'VENV=.venv          its folder'
 	@echo 'PYTEST_ARGS=...     arguments of make test, e.g. PYTEST_ARGS="tests/ops -x"'
 	@echo 'BENCH_ARGS=...      arguments of make bench, e.g. BENCH_ARGS="-k scan"; its page is then build/BENCHMARKS.md'
+	@echo 'TABLE=, DATA=       of make reproduce: networks, mask_ratio, components, scan or pretraining; the folder of the data'
+	@echo 'ARGS=...            further options, e.g. ARGS="--jobs 2 --dry_run"; ARGS=--help lists them'
 	@echo 'Without a GPU, PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu makes the first download much smaller.'
 
 install: $(STAMP)  ## set up the virtual environment
@@ -48,13 +53,16 @@ bench: $(STAMP)  ## measure the fast paths against their baselines and write doc
 sync-bundles: $(STAMP)  ## copy what the bundles share from the source bundle to the others
 	$(BIN)/python .ci/sync_bundles.py
 
+reproduce: $(STAMP)  ## run the rows of a paper's table on your data: TABLE=mask_ratio DATA=/path [ARGS="--jobs 2"]
+	$(BIN)/python -m mambamim_nets.reproduce --table '$(TABLE)' --data '$(DATA)' $(ARGS)
+
 package: $(STAMP)  ## write dist/<bundle>_v<version>.zip and dist/SHA256SUMS
 	$(BIN)/python .ci/package_bundles.py
 
 # The demo writes below DEMO only, and starts afresh each time. It is the chain that a person's own data goes through:
-# put the folder that holds their dataset.json in the place of DATA.
+# put the folder that holds their dataset.json in the place of DEMO_DATA.
 DEMO := build/demo
-DATA := $(DEMO)/data
+DEMO_DATA := $(DEMO)/data
 RUN := $(BIN)/python -m monai.bundle run --config_file
 SEG := bundles/msd_seg/configs
 step = @printf '\n== %s\n' $(1)
@@ -62,18 +70,18 @@ step = @printf '\n== %s\n' $(1)
 demo: $(STAMP)  ## pre-train, fine-tune, evaluate and segment on synthetic data, in a few minutes
 	@rm -rf $(DEMO)
 	$(call step,'1/6 Make synthetic MR-like data: 20 labelled scans and 2 new ones')
-	$(BIN)/python -c 'from mambamim_nets import phantom; phantom.write("$(DATA)", "hippocampus", cases=20)'
+	$(BIN)/python -c 'from mambamim_nets import phantom; phantom.write("$(DEMO_DATA)", "hippocampus", cases=20)'
 	$(call step,'2/6 Pre-train the encoder on all scans without their labels')
-	$(RUN) bundles/pretrain/configs/train.json --dataset_dir $(DATA) --intensity mr --spacing '[1.0,1.0,1.0]' \
+	$(RUN) bundles/pretrain/configs/train.json --dataset_dir $(DEMO_DATA) --intensity mr --spacing '[1.0,1.0,1.0]' \
 		--roi_size '[32,48,32]' --augmentation "{'flip_axes':[]}" --batch_size 4 --learning_rate 0.001 \
 		--max_epochs 15 --output_dir $(DEMO)/pretrain
 	$(call step,'3/6 Fine-tune a segmentation network that starts from this encoder')
-	$(RUN) $(SEG)/train.json --dataset_dir $(DATA) --pretrained $(DEMO)/pretrain/encoder.pt --max_epochs 20 \
+	$(RUN) $(SEG)/train.json --dataset_dir $(DEMO_DATA) --pretrained $(DEMO)/pretrain/encoder.pt --max_epochs 20 \
 		--output_dir $(DEMO)/finetune
 	$(call step,'4/6 Evaluate it on the held-out fold')
-	$(RUN) "['$(SEG)/train.json','$(SEG)/evaluate.json']" --dataset_dir $(DATA) --output_dir $(DEMO)/finetune
+	$(RUN) "['$(SEG)/train.json','$(SEG)/evaluate.json']" --dataset_dir $(DEMO_DATA) --output_dir $(DEMO)/finetune
 	$(call step,'5/6 Segment the new scans')
-	$(RUN) $(SEG)/inference.json --input $(DATA)/imagesTs --checkpoint $(DEMO)/finetune/model_best.pt \
+	$(RUN) $(SEG)/inference.json --input $(DEMO_DATA)/imagesTs --checkpoint $(DEMO)/finetune/model_best.pt \
 		--output_dir $(DEMO)/predictions
 	$(call step,'6/6 Results: synthetic data; they say nothing about patients')
 	@cat $(DEMO)/finetune/eval/summary.md

@@ -1,0 +1,292 @@
+"""From a table and a budget to the runs: their folders, their commands, and which of them are the same.
+
+A run's name says all that determines it beside the budget, so rows (also of different tables) that need the same
+pre-training or fine-tuning name the same folder. An override that repeats what the configuration says anyway counts for
+nothing. A folder keeps its commands in `run.json`; one that holds other commands is refused.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+__all__ = ["Budget", "Cell", "Plan", "Run", "make_plan", "tables"]
+
+RECORD, ENCODER, LAST = "run.json", "encoder.pt", "checkpoint_last.pt"
+PRETRAIN_SEED = 0  # one pre-training for all seeds of fine-tuning
+PICTURES = 2  # overlays of each evaluation
+
+
+@cache
+def tables() -> dict[str, Any]:
+    """Return `tables.json`: the tables, the defaults of a budget, and how each data set is read in pre-training."""
+    return json.loads(Path(__file__).with_name("tables.json").read_text(encoding="utf-8"))
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What all rows have in common.
+
+    Args:
+        data: folder of the data set, absolute.
+        output: folder of the runs and the results, absolute.
+        bundles: folder of the bundles.
+        bundle, task: segmentation bundle and its task.
+        size: of the networks.
+        folds, seeds: every row is fine-tuned once for each pair of them.
+        train_cases: labelled training cases, drawn by the seed; 0: all.
+        finetune_epochs, pretrain_epochs: at least 1.
+        pretrain, finetune: further options of the bundles, for all rows.
+        fold_file: folds in a file, absolute; None: as the bundle finds or makes them.
+    """
+
+    data: Path
+    output: Path
+    bundles: Path
+    bundle: str
+    task: str
+    size: str
+    folds: tuple[int | str, ...]
+    seeds: tuple[int, ...]
+    train_cases: int
+    finetune_epochs: int
+    pretrain_epochs: int
+    pretrain: Mapping[str, Any]
+    finetune: Mapping[str, Any]
+    fold_file: Path | None = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """A folder, the commands that fill it (arguments of `python -m monai.bundle run`), and the run it starts from.
+
+    Attributes:
+        result: the file that is there when everything went well.
+        inputs: what the commands read and do not name, such as a digest of a list of images.
+    """
+
+    name: str
+    folder: Path
+    steps: tuple[tuple[str, ...], ...]
+    result: Path
+    inputs: str = ""
+    after: "Run | None" = None
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "run.log"
+
+    def settings(self) -> dict[str, Any]:
+        """Return what a folder of this run must have been made with."""
+        return {"commands": [list(step) for step in self.steps], "inputs": self.inputs}
+
+    def record(self) -> dict[str, Any]:
+        """Return what the folder's `run.json` says; {} if there is none."""
+        path = self.folder / RECORD
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+    def finished(self) -> bool:
+        """Return whether the result is there; that of a pre-training grows, so its end is on record too."""
+        return self.result.is_file() and (self.result.name != ENCODER or "seconds" in self.record())
+
+    def check(self) -> None:
+        """Refuse a folder that was filled by other commands.
+
+        Raises:
+            ValueError: that names the first difference.
+        """
+        if not self.folder.exists() or not any(self.folder.iterdir()):
+            return
+        held, wanted = self.record().get("settings"), self.settings()
+        if held == wanted:
+            return
+        there = ["nothing on record"] if held is None else [*chain(*held["commands"]), held["inputs"]]
+        here = [*chain(*wanted["commands"]), wanted["inputs"]]
+        pairs = [(a, b) for a, b in zip(there, here, strict=False) if a != b]
+        difference = f"{pairs[0][0]} there, {pairs[0][1]} here" if pairs else "more options in one of the two"
+        raise ValueError(
+            f"{self.folder} was made with other settings ({difference}); give the settings it was made with, or another"
+            " --output, or remove the folder"
+        )
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The fine-tuning of one row, fold and seed."""
+
+    label: str
+    fold: int | str
+    seed: int
+    run: Run
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A table, the budget and the cells of the chosen rows.
+
+    Attributes:
+        others: cells of the rows that were not chosen.
+        lists: files that pre-training reads, and their content.
+    """
+
+    name: str
+    table: Mapping[str, Any]
+    budget: Budget
+    cells: tuple[Cell, ...]
+    others: tuple[Cell, ...]
+    lists: Mapping[Path, str]
+
+    @property
+    def runs(self) -> list[Run]:
+        """Return the runs of the chosen rows, each once, pre-training before what starts from it.
+
+        A pre-training that was removed when everything from it was finished is not asked for again.
+        """
+        found: dict[Run, None] = {}
+        for run in (cell.run for cell in self.cells):
+            if run.after is not None and (run.after.finished() or not run.finished()):
+                found[run.after] = None
+            found[run] = None
+        return list(found)
+
+
+def make_plan(name: str, budget: Budget, only: Sequence[str] = ()) -> Plan:
+    """Plan the runs of a table.
+
+    Args:
+        name: of the table.
+        budget: of every row.
+        only: labels of the rows to run; empty: all.
+
+    Raises:
+        FileNotFoundError: a configuration of a chosen row is not in its bundle.
+        ValueError: a label or the data set is unknown, or the data set has too few cases.
+    """
+    table = tables()["tables"][name]
+    labels = [row["label"] for row in table["rows"]]
+    unknown = [label for label in only if label not in labels]
+    if unknown:
+        raise ValueError(
+            f"--only {unknown[0]!r} is no row of table {name}; its rows are {', '.join(map(repr, labels))}"
+        )
+    chosen = [row for row in table["rows"] if not only or row["label"] in only]
+    _check_configs(chosen, budget)
+    lists = {fold: budget.output / "lists" / f"fold{fold}.json" for fold in budget.folds}
+    images = {fold: _image_list(budget, fold) for fold in budget.folds}
+    cells: list[Cell] = []
+    others: list[Cell] = []
+    for row in table["rows"]:
+        if row not in chosen and not _configs_exist(row, budget):
+            continue
+        for fold in budget.folds:
+            for seed in budget.seeds:
+                start = None
+                if row["pretrain"]:
+                    start = _pretraining(row["pretrain"], budget, fold, lists[fold], images[fold])
+                cell = Cell(row["label"], fold, seed, _finetuning(row["finetune"], budget, fold, seed, start))
+                (cells if row in chosen else others).append(cell)
+    contents = {lists[fold]: images[fold] for fold in budget.folds}
+    return Plan(name, table, budget, tuple(cells), tuple(others), contents)
+
+
+def _config_paths(row: Mapping[str, Any], budget: Budget) -> list[Path]:
+    parts = [("pretrain", row["pretrain"]), (budget.bundle, row["finetune"])]
+    return [budget.bundles / bundle / "configs" / file for bundle, part in parts if part for file in part["configs"]]
+
+
+def _configs_exist(row: Mapping[str, Any], budget: Budget) -> bool:
+    return all(path.is_file() for path in _config_paths(row, budget))
+
+
+def _check_configs(rows: Sequence[Mapping[str, Any]], budget: Budget) -> None:
+    for row in rows:
+        for path in _config_paths(row, budget):
+            if not path.is_file():
+                raise FileNotFoundError(
+                    f"row {row['label']!r} needs {path}, which does not exist; start from the repository's root, give"
+                    " its folder of bundles with --bundles, or choose other rows with --only"
+                )
+
+
+def _image_list(budget: Budget, fold: int | str) -> str:
+    """Return a fold's training images as a Decathlon-style list: what pre-training sees, without labels."""
+    from mambamim_nets.bundle import fold_cases, labelled_cases  # the bundles' own folds, only read here
+
+    published = str(budget.bundles / budget.bundle / "configs" / "folds.json")
+    fold_file = str(budget.fold_file) if budget.fold_file else None
+    cases = labelled_cases(budget.data)
+    train = fold_cases(cases, str(budget.data), fold, "train", fold_file, published=published)
+    if budget.train_cases > len(train):
+        raise ValueError(
+            f"--train_cases {budget.train_cases} is more than the {len(train)} training cases of fold {fold} in"
+            f" {budget.data}; give fewer, or 0 for all"
+        )
+    return json.dumps({"training": [{"image": case["image"]} for case in train]}, indent=1)
+
+
+def _pretraining(part: Mapping[str, Any], budget: Budget, fold: int | str, path: Path, images: str) -> Run:
+    configs, overrides = _effective(part, budget.bundles / "pretrain")
+    name = f"pretrain/{_slug(configs, overrides) or 'mambamim'}_fold{fold}"
+    folder = budget.output / name
+    options = {
+        "sources": [str(path)],
+        "size": budget.size,
+        "seed": PRETRAIN_SEED,
+        "max_epochs": budget.pretrain_epochs,
+        "picture_interval": budget.pretrain_epochs,
+        **tables()["pretrain_options"][budget.bundle][budget.task],
+        **overrides,
+        **budget.pretrain,
+        "output_dir": str(folder),
+    }
+    digest = hashlib.sha256(images.encode()).hexdigest()
+    return Run(name, folder, (_arguments(configs, options),), folder / ENCODER, f"images {digest[:16]}")
+
+
+def _finetuning(part: Mapping[str, Any], budget: Budget, fold: int | str, seed: int, start: Run | None) -> Run:
+    configs, overrides = _effective(part, budget.bundles / budget.bundle)
+    origin = start.folder.name.removesuffix(f"_fold{fold}") if start else "scratch"
+    name = f"finetune/{_slug(configs, overrides) or 'hymamba'}_from_{origin}_fold{fold}_seed{seed}"
+    folder = budget.output / name
+    options: dict[str, Any] = {"dataset_dir": str(budget.data)}
+    if (budget.bundles / budget.bundle / "configs" / "tasks.json").is_file():
+        options["task"] = budget.task
+    if budget.fold_file:
+        options["fold_file"] = str(budget.fold_file)
+    options |= {"size": budget.size, "fold": fold, "seed": seed}
+    options |= {"train_cases": budget.train_cases} if budget.train_cases else {}
+    options |= {**overrides, **budget.finetune, "output_dir": str(folder)}
+    schedule = {"max_epochs": budget.finetune_epochs, "val_interval": budget.finetune_epochs}
+    weights = {"pretrained": str(start.result)} if start else {}
+    evaluation = {"checkpoint": str(folder / LAST), "pictures": PICTURES}
+    evaluate = budget.bundles / budget.bundle / "configs" / "evaluate.json"
+    steps = (
+        _arguments(configs, {**schedule, **weights, **options}),
+        _arguments([*configs, evaluate], {**evaluation, **options}),
+    )
+    return Run(name, folder, steps, folder / "eval" / "summary.md", after=start)
+
+
+def _effective(part: Mapping[str, Any], bundle: Path) -> tuple[list[Path], dict[str, Any]]:
+    """Return the configuration files and those overrides that change what they say."""
+    paths = [bundle / "configs" / file for file in part["configs"]]
+    said: dict[str, Any] = {}
+    for path in paths:
+        said |= json.loads(path.read_text(encoding="utf-8"))
+    return paths, {key: value for key, value in part["overrides"].items() if said.get(key) != value}
+
+
+def _slug(configs: Sequence[Path], overrides: Mapping[str, Any]) -> str:
+    """Return a readable name of everything that is not the default."""
+    words = [path.stem for path in configs[1:]] + [f"{key}-{value}" for key, value in overrides.items()]
+    return "_".join(re.sub(r"[^\w.-]+", "-", word) for word in words)
+
+
+def _arguments(configs: Sequence[Path], options: Mapping[str, Any]) -> tuple[str, ...]:
+    files = str(configs[0]) if len(configs) == 1 else str([str(path) for path in configs])
+    return ("--config_file", files, *(text for key, value in options.items() for text in (f"--{key}", str(value))))
