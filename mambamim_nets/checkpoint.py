@@ -37,7 +37,8 @@ class LoadReport(NamedTuple):
     record: dict[str, Any]
 
     def __str__(self) -> str:
-        facts = ", ".join(f"{key} {self.record[key]}" for key in ("architecture", "size", "task") if key in self.record)
+        named = ("architecture", "encoder", "method", "size", "task")
+        facts = ", ".join(f"{key} {self.record[key]}" for key in named if key in self.record)
         text = f"{self.tensors} tensors from {self.path}" + (f" ({facts})" if facts else "")
         return text + (f"; {self.adapted}" if self.adapted else "")
 

@@ -19,6 +19,8 @@ from monai.networks.trt_compiler import polygraphy_imported, trt_imported
 from torch import Tensor, nn
 
 from mambamim_nets.bundle.launch import flag
+from mambamim_nets.nets.hymamba import HyMamba
+from mambamim_nets.nets.mamba_unetr import VisionMamba
 
 __all__ = ["AutocastInferer", "bfloat16_is_fast", "tensorrt"]
 
@@ -40,12 +42,16 @@ def bfloat16_is_fast(device: torch.device | str) -> bool:
     return any(getattr(torch.cpu, name, lambda: False)() for name in asked)
 
 
-def _miscomputed(inputs: Tensor) -> bool:
-    """Whether training on a batch (B, C, D, H, W) would meet a map that is 2 voxels deep, at stride 8, on the CPU.
+def _miscomputed(inputs: Tensor, network: Callable) -> bool:
+    """Whether training on a batch (B, C, D, H, W) may meet a map that is 2 voxels deep, on the CPU.
 
-    There oneDNN's bfloat16 weight gradients of 3^3 convolutions read memory that was never written (torch 2.13).
+    There oneDNN's bfloat16 weight gradients of 3^3 convolutions read memory that was never written (torch 2.13). Our
+    hybrids convolve down to stride 8, from where on they have tokens; other networks down to 32.
     """
-    return inputs.device.type == "cpu" and torch.is_grad_enabled() and inputs.shape[2] == 16
+    if inputs.device.type != "cpu" or not torch.is_grad_enabled():
+        return False
+    depth, modules = inputs.shape[2], network.modules() if isinstance(network, nn.Module) else ()
+    return depth == 16 or (depth in (32, 64) and not any(isinstance(m, HyMamba | VisionMamba) for m in modules))
 
 
 class AutocastInferer(Inferer):
@@ -84,11 +90,13 @@ class AutocastInferer(Inferer):
 
     def __call__(self, inputs: Tensor, network: Callable, *args: Any, **kwargs: Any) -> Any:
         windows, started = _Windows(network, self.air), time.perf_counter()
-        amp = self.amp and not _miscomputed(inputs)
+        amp = self.amp and not _miscomputed(inputs, network)
         if amp != self.amp and not self.warned:
             self.warned = True
             logger.warning(
-                "crops of depth 16 are trained in float32: bfloat16 gradients of such maps are wrong on CPUs"
+                "crops of depth %d are trained in float32: their deepest maps are 2 voxels deep, where bfloat16 "
+                "gradients are wrong on CPUs",
+                inputs.shape[2],
             )
         with torch.autocast(inputs.device.type, torch.bfloat16, enabled=amp):
             out = self.inferer(inputs, windows, *args, **kwargs)

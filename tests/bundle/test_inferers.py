@@ -14,6 +14,7 @@ from monai.inferers import SimpleInferer, SlidingWindowInferer
 from monai.networks import trt_compile, trt_compiler
 from torch import nn
 
+from mambamim_nets import HyMamba
 from mambamim_nets.bundle import AutocastInferer, Targets, bfloat16_is_fast, inferers
 
 BUNDLES = Path(__file__).parents[2] / "bundles"
@@ -242,9 +243,20 @@ def test_tensorrt_hands_over_what_monai_takes(monkeypatch, tmp_path):
     assert handed == {"precision": "bf16", "timestamp": int(checkpoint.stat().st_mtime)}
 
 
-@pytest.mark.parametrize(("depth", "dtype"), [(16, torch.float32), (32, torch.bfloat16)])
-def test_crops_whose_bfloat16_gradients_are_wrong_are_trained_in_float32(depth, dtype, caplog):
+@pytest.mark.parametrize(
+    ("depth", "hybrid", "dtype"),
+    [
+        (16, True, torch.float32),
+        (32, True, torch.bfloat16),
+        (32, False, torch.float32),
+        (64, False, torch.float32),
+        (48, False, torch.bfloat16),
+    ],
+)
+def test_crops_whose_bfloat16_gradients_are_wrong_are_trained_in_float32(depth, hybrid, dtype, caplog):
     network = nn.Conv3d(1, 2, 3, padding=1)
+    if hybrid:  # tokens from stride 16 on
+        network.add_module("encoder", HyMamba(size="tiny"))
     seen = []
     network.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
     inferer = AutocastInferer(SimpleInferer(), amp=True)
@@ -253,4 +265,4 @@ def test_crops_whose_bfloat16_gradients_are_wrong_are_trained_in_float32(depth, 
     with torch.no_grad():
         inferer(torch.rand(1, 1, depth, 16, 16), network)
     assert seen == [dtype, dtype, torch.bfloat16]
-    assert caplog.text.count("trained in float32") == (depth == 16)
+    assert caplog.text.count("trained in float32") == int(dtype == torch.float32)
