@@ -72,6 +72,11 @@ def budget_of(options: argparse.Namespace) -> Budget:
         )
     if options.fold_file and not options.fold_file.is_file():
         raise FileNotFoundError(f"--fold_file {options.fold_file} does not exist; name a JSON file of folds")
+    for name, path in (("data", options.data), ("output", options.output), ("bundles", options.bundles)):
+        if "#" in str(Path(path).resolve()):
+            raise ValueError(
+                f"--{name} {path} contains #, which MONAI's configuration parser alters; rename the folder"
+            )
     read = known["pretrain_options"]
     if options.bundle not in read:
         raise ValueError(f"--bundle {options.bundle!r} is unknown; it must be one of {', '.join(read)}")
@@ -142,6 +147,20 @@ def _alone(folder: Path) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM, as a scheduler sends it, end everything as Ctrl-C does."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def main(arguments: Sequence[str] | None = None, launch: Launch | None = None) -> int:
     """Run a table; return the exit status: 0 all well, 1 a run failed, 2 wrong options, 130 interrupted.
 
@@ -159,7 +178,7 @@ def main(arguments: Sequence[str] | None = None, launch: Launch | None = None) -
         if options.dry_run:
             _print_commands(plan)
             return 0
-        with _alone(budget.output):
+        with _alone(budget.output), _terminable():
             return _run(plan, typed(["mambamim_nets.reproduce", *arguments]), options.jobs, launch)
     except (ValueError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -177,10 +196,6 @@ def _print_commands(plan: Plan) -> None:
 
 
 def _run(plan: Plan, command: str, jobs: int, launch: Launch | None) -> int:
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, interrupt)
     threads = max(1, cores() // jobs)
     for path, content in plan.lists.items():
         path.parent.mkdir(parents=True, exist_ok=True)

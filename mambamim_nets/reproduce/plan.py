@@ -251,7 +251,9 @@ def _pretraining(part: Mapping[str, Any], budget: Budget, fold: int | str, path:
 def _finetuning(part: Mapping[str, Any], budget: Budget, fold: int | str, seed: int, start: Run | None) -> Run:
     configs, overrides = _effective(part, budget.bundles / budget.bundle)
     origin = start.folder.name.removesuffix(f"_fold{fold}") if start else "scratch"
-    name = f"finetune/{_slug(configs, overrides) or 'hymamba'}_from_{origin}_fold{fold}_seed{seed}"
+    own = [] if any(path.parent.name == "networks" for path in configs) else ["hymamba"]
+    network = "_".join(filter(None, [*own, _slug(configs, overrides)]))
+    name = f"finetune/{network}_from_{origin}_fold{fold}_seed{seed}"
     folder = budget.output / name
     options: dict[str, Any] = {"dataset_dir": str(budget.data)}
     if (budget.bundles / budget.bundle / "configs" / "tasks.json").is_file():

@@ -20,6 +20,7 @@ __all__ = ["Launch", "Process", "cores", "duration", "execute", "launcher", "typ
 
 PACKAGES = ("mambamim-nets", "torch", "monai", "pytorch-ignite", "numpy")
 LAST_LINES = 12  # of the log of a failed run
+HEARTBEAT = 600  # seconds between two lines of progress while nothing ends
 PATIENCE = 20  # seconds between the request to stop and the end by force
 
 
@@ -121,7 +122,13 @@ def execute(
     for run in runs:
         if run not in waiting and "seconds" in run.record():
             spent[len(run.steps) > 1].append(run.record()["seconds"])
-    begun = time.monotonic()
+    begun = told = time.monotonic()
+
+    def outlook() -> str:
+        todo = [(run, 0.0) for run in waiting] + [(item.run, item.seconds()) for item in active]
+        done = sum(run.finished() for run in runs)
+        return _outlook(done, len(runs), todo, spent, time.monotonic() - begun, jobs)
+
     say(f"{len(runs)} runs: {len(runs) - len(waiting)} finished before, {len(waiting)} to do, {jobs} at a time")
     try:
         while waiting or active:
@@ -151,9 +158,11 @@ def execute(
                     failed[run] = f"{why}, log {run.log}"
                     lines = run.log.read_text(errors="replace").splitlines()[-LAST_LINES:] if run.log.is_file() else []
                     verdict = "\n".join([f"FAILED    {run.name}: {failed[run]}", *(f"    {line}" for line in lines)])
-                todo = [(other, 0.0) for other in waiting] + [(other.run, other.seconds()) for other in active]
-                done = sum(other.finished() for other in runs)
-                say(f"{verdict}\n          {_outlook(done, len(runs), todo, spent, begun, jobs)}")
+                say(f"{verdict}\n          {outlook()}")
+                told = time.monotonic()
+            if time.monotonic() - told > HEARTBEAT:
+                say(f"running   {', '.join(item.run.name for item in active)}: {outlook()}")
+                told = time.monotonic()
             if active:
                 time.sleep(pause)
     except BaseException:
@@ -175,10 +184,10 @@ def _outlook(
     total: int,
     todo: Sequence[tuple[Run, float]],
     spent: dict[bool, list[float]],
-    begun: float,
+    elapsed: float,
     jobs: int,
 ) -> str:
-    text = f"{done} of {total} runs finished, {duration(time.monotonic() - begun)} elapsed"
+    text = f"{done} of {total} runs finished, {duration(elapsed)} elapsed"
     kinds = {len(run.steps) > 1 for run, _ in todo}
     if not todo:
         return text
