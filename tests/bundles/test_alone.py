@@ -18,7 +18,7 @@ TINY_PRETRAINING = (
 def test_pretraining_then_segmentation_of_the_copied_bundles(bundle, command, tmp_path):
     pretrain, segment = bundle("pretrain"), bundle("msd_seg")
     output = command(pretrain / "configs/train.json", *TINY_PRETRAINING, cwd=tmp_path)
-    assert "MambaMIM pre-training" in output and "from scratch" in output and "synthetic hippocampus data" in output
+    assert "mambamim" in output and "from scratch" in output and "synthetic hippocampus data" in output
     run = pretrain / "runs" / "tiny_mambamim"
     for name in ("checkpoint_last.pt", "encoder.pt", "reconstruction.png"):
         assert (run / name).stat().st_size > 1000, name
