@@ -52,10 +52,10 @@ def assert_identical(a, b, where="checkpoint"):
     [
         ("pretrain", {"num_workers": 0}),
         ("pretrain", {"num_workers": 1}),
-        ("msd_seg", {"num_workers": 0, "val_interval": 3}),
+        ("msd_seg", {"num_workers": 0, "val_interval": 3, "scan": "shuffle"}),
         ("msd_seg", {"num_workers": 1, "val_interval": 3, "ema": 0.9}),
     ],
-    ids=["pretrain", "pretrain in a worker", "msd_seg", "msd_seg in a worker, averaged"],
+    ids=["pretrain", "pretrain in a worker", "msd_seg, shuffled tokens", "msd_seg in a worker, averaged"],
 )
 def test_an_interrupted_run_ends_bit_exactly_where_an_uninterrupted_one_does(workflow, data, tmp_path, name, options):
     run(workflow, name, tmp_path / "whole", data, **options)
