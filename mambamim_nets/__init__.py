@@ -15,10 +15,12 @@ from mambamim_nets.nets import (
     MambaUNETR,
     MIMOutput,
     MMUNet,
+    ModelsGenesis,
     NNMambaClassifier,
     NNMambaSeg,
     SimMIM,
     VisionMamba,
+    VoCo,
 )
 
 __all__ = [
@@ -31,10 +33,12 @@ __all__ = [
     "MMUNet",
     "MambaMIM",
     "MambaUNETR",
+    "ModelsGenesis",
     "NNMambaClassifier",
     "NNMambaSeg",
     "SimMIM",
     "VisionMamba",
+    "VoCo",
     "load_encoder",
     "load_weights",
     "masking",

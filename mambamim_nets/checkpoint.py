@@ -91,8 +91,11 @@ def _read(path: str | PathLike) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def encoder_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the encoder's part of a state dict: keys below "encoder.", or all of them if there are none."""
-    part = {key.removeprefix("encoder."): value for key, value in state.items() if key.startswith("encoder.")}
-    return part or dict(state)
+    for prefix in ("encoder.", "network.encoder."):
+        part = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+        if part:
+            return part
+    return dict(state)
 
 
 def _held(state: Mapping[str, Tensor]) -> tuple[str, str] | None:

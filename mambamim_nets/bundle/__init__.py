@@ -49,7 +49,14 @@ from mambamim_nets.bundle.report import CaseReport, FeatureReport, ScanReport, V
 from mambamim_nets.bundle.scans import LoadScand, ScanLoader, finish, scans
 from mambamim_nets.bundle.tables import MetricsTable, case_metrics
 from mambamim_nets.bundle.targets import RestoreLabelsd, StructureMasksd, Targets
-from mambamim_nets.bundle.transforms import SelectChannelsd, augmentations, intensity, nonzero, stored_order
+from mambamim_nets.bundle.transforms import (
+    SelectChannelsd,
+    augmentations,
+    distortions,
+    intensity,
+    nonzero,
+    stored_order,
+)
 
 __all__ = [
     "AutocastInferer",
@@ -86,6 +93,7 @@ __all__ = [
     "checkpoint_activations",
     "dataset_folder",
     "default_device",
+    "distortions",
     "finish",
     "flag",
     "fold_cases",

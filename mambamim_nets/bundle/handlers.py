@@ -97,11 +97,18 @@ def _loss_of(output: Any) -> dict[str, float]:
 
 def mim_batch(
     batch: Mapping[str, Tensor], device: torch.device, non_blocking: bool, **kwargs: Any
-) -> tuple[Tensor, Tensor]:
-    """Give the image as its own target: the ``prepare_batch`` of pre-training."""
-    image = batch["image"].to(device, non_blocking=non_blocking, **kwargs)
-    image = image.as_tensor() if hasattr(image, "as_tensor") else image
-    return image, image
+) -> tuple[Tensor, Tensor, tuple[Tensor, ...], dict[str, Any]]:
+    """Give the image as its own target: the ``prepare_batch`` of pre-training.
+
+    Where ``distortions`` left a distorted copy, the network gets that, and the image as its second argument.
+    """
+
+    def ready(key: str) -> Tensor:
+        image = batch[key].to(device, non_blocking=non_blocking, **kwargs)
+        return image.as_tensor() if hasattr(image, "as_tensor") else image
+
+    image = ready("image")
+    return (ready("distorted"), image, (image,), {}) if "distorted" in batch else (image, image, (), {})
 
 
 def mim_loss(output: Any, image: Tensor) -> Tensor:

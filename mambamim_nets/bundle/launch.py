@@ -81,21 +81,27 @@ def check_overrides() -> None:
 
     ``monai.bundle run`` is found on the call stack, as in ``bundle_root``: it holds the files and the options.
 
+    Likewise those that a later file has no use for: it sets to null what an earlier one sets.
+
     Raises:
-        ValueError: that names the option and the nearest valid ones.
+        ValueError: that names the option and the nearest valid ones, or the file.
     """
     for frame in _callers():
         files, options = frame.f_locals.get("config_file"), frame.f_locals.get("_args")
         if frame.f_code.co_name != "create_workflow" or not files or not isinstance(options, Mapping):
             continue
         files = [files] if isinstance(files, str) else list(files)
-        valid = {_top(key) for file in files for key in ConfigParser.load_config_file(file)}
+        contents = {file: ConfigParser.load_config_file(file) for file in files}
+        valid = {_top(key) for content in contents.values() for key in content}
+        unused = {key: file for file in files[1:] for key, value in contents[file].items() if value is None}
         allowed = valid | set(inspect.signature(ConfigWorkflow).parameters) | set(TRACKING)
         for option in map(_top, options):
             if option not in allowed:
                 near = difflib.get_close_matches(option, valid, n=3, cutoff=0.5)
                 hint = f"did you mean --{' or --'.join(near)}?" if near else f"valid are {', '.join(sorted(valid))}"
                 raise ValueError(f"option --{option} is unknown to {', '.join(files)}; {hint}")
+            if option in unused:
+                raise ValueError(f"option --{option} has no effect with {unused[option]}; leave it out")
 
 
 def _top(key: str) -> str:

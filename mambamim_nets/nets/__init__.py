@@ -6,8 +6,10 @@ from mambamim_nets.nets.mamba_unetr import MambaUNETR, VisionMamba
 from mambamim_nets.nets.mambamim import MambaMIM
 from mambamim_nets.nets.masked import MIMOutput
 from mambamim_nets.nets.mm_unet import MMUNet
+from mambamim_nets.nets.models_genesis import ModelsGenesis
 from mambamim_nets.nets.nnmamba import NNMambaClassifier, NNMambaSeg
 from mambamim_nets.nets.simmim import SimMIM
+from mambamim_nets.nets.voco import VoCo
 
 __all__ = [
     "MAE",
@@ -18,8 +20,10 @@ __all__ = [
     "MMUNet",
     "MambaMIM",
     "MambaUNETR",
+    "ModelsGenesis",
     "NNMambaClassifier",
     "NNMambaSeg",
     "SimMIM",
     "VisionMamba",
+    "VoCo",
 ]

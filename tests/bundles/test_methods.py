@@ -5,12 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from ignite.engine import Events
 
 from mambamim_nets import HyMambaSeg, MambaUNETR, load_encoder
 
 CONFIGS = Path(__file__).parents[2] / "bundles" / "pretrain" / "configs"
 METHODS = sorted(path.stem for path in (CONFIGS / "methods").glob("*.json"))
 SMALL = {"roi_size": [32, 32, 32], "batch_size": 3, "picture_interval": 1}
+OWN = {"voco": {"roi_size": [64, 32, 32], "network_def#grid": [2, 1, 1]}}  # crops of 32^3
 EXPECTED = {
     "without_toki": {"fill": "learnable"},
     "without_skip": {"skip": False},
@@ -18,6 +20,7 @@ EXPECTED = {
     "spark": {"fill": "learnable", "mask_ratio": 0.6, "target": "patch_norm"},
     "mae": {"mask_ratio": 0.75, "target": "patch_norm"},
     "simmim": {"mask_ratio": 0.6, "target": "raw"},
+    "voco": {"crops": 4, "decay": 0.9},
 }
 
 
@@ -35,7 +38,7 @@ def segmentation(encoder):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_method_trains_an_epoch_and_leaves_an_encoder(workflow, data, tmp_path, method):
-    options = {**SMALL, "dataset_dir": str(data), "output_dir": str(tmp_path), "max_epochs": 1, "learning_rate": 0.001}
+    options = {**SMALL, **OWN.get(method, {}), "dataset_dir": str(data), "output_dir": str(tmp_path), "max_epochs": 1}
     made = workflow("pretrain", ["train", f"methods/{method}"], **options)
     network = made.parser.get_parsed_content("network")
     for name, value in EXPECTED.get(method, {}).items():
@@ -87,3 +90,40 @@ def test_another_method_does_not_continue_a_run(workflow, data, tmp_path):
             made.run()
         made.finalize()
         assert difference in " | ".join(causes(caught.value))
+
+
+def interrupted(workflow, method, epoch, **options):
+    """Train; press Ctrl-C in the first iteration of an epoch."""
+
+    def press(engine):
+        if engine.state.epoch == epoch:
+            raise KeyboardInterrupt
+
+    made = workflow("pretrain", ["train", f"methods/{method}"], **options)
+    made.parser.get_parsed_content("train#trainer").add_event_handler(Events.ITERATION_COMPLETED, press)
+    with pytest.raises(KeyboardInterrupt):
+        made.run()
+    made.finalize()
+
+
+@pytest.mark.parametrize("method", ["voco", "models_genesis"])
+def test_a_resumed_run_keeps_the_teacher_and_draws_the_same_distortions(workflow, data, tmp_path, method):
+    options = {**SMALL, **OWN.get(method, {}), "dataset_dir": str(data), "max_epochs": 2, "learning_rate": 0.001}
+    interrupted(workflow, method, 2, output_dir=str(tmp_path / "parts"), **options)
+    states = []
+    for name in ("parts", "whole"):
+        made = workflow("pretrain", ["train", f"methods/{method}"], output_dir=str(tmp_path / name), **options)
+        made.run()
+        made.finalize()
+        states.append(torch.load(tmp_path / name / "checkpoint_last.pt", weights_only=True))
+    assert [state["epoch"] for state in states] == [2, 2]
+    parts, whole = (state["model"] for state in states)
+    assert parts.keys() == whole.keys() and all(torch.equal(parts[key], whole[key]) for key in whole)
+    if method == "voco":
+        assert not torch.equal(whole["teacher.0.stem.weight"], whole["encoder.stem.weight"])
+
+
+def test_switches_that_a_method_has_no_use_for_are_refused(command, data, tmp_path):
+    configs = [CONFIGS / "train.json", CONFIGS / "methods" / "simmim.json"]
+    output = command(configs, "--dataset_dir", str(data), "--fill", "toki", cwd=tmp_path, fails=True)
+    assert "option --fill has no effect with" in output and "simmim.json; leave it out" in output
