@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from mambamim_nets.bundle.launch import flag
 from mambamim_nets.nets.hymamba import HyMamba
 from mambamim_nets.nets.mamba_unetr import VisionMamba
+from mambamim_nets.nets.voco import VoCo
 
 __all__ = ["AutocastInferer", "bfloat16_is_fast", "tensorrt"]
 
@@ -50,7 +51,8 @@ def _miscomputed(inputs: Tensor, network: Callable) -> bool:
     """
     if inputs.device.type != "cpu" or not torch.is_grad_enabled():
         return False
-    depth, modules = inputs.shape[2], network.modules() if isinstance(network, nn.Module) else ()
+    modules = list(network.modules()) if isinstance(network, nn.Module) else []
+    depth = min([inputs.shape[2], *(m.crop_shape(inputs)[0] for m in modules if isinstance(m, VoCo))])
     return depth == 16 or (depth in (32, 64) and not any(isinstance(m, HyMamba | VisionMamba) for m in modules))
 
 

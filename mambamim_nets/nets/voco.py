@@ -6,12 +6,13 @@
     loss     position: -y log(1 - |y - s|) where y > 0, s^2 where y = 0; apart: ReLU(cos)^2 of every pair of base crops
     teacher  the student's exponential moving average, without gradient
 
-Published: the grid of 4 x 4 x 1, the decay 0.9, the equations. Ours, since the text at hand does not say: the number of
-random crops; an embedding is the mean of the encoder's deepest map behind two linear layers; each of the three losses
-is a mean (the first weighted by y) and they are summed; nothing is augmented differently for student and teacher.
+Published: the grid of 4 x 4 x 1, the decay 0.9, the equations. Ours, since the text at hand does not say: coarser grids
+for smaller volumes; the number of random crops; an embedding is the mean of the encoder's deepest map behind two linear
+layers; each of the three losses is a mean (the first weighted by y) and they are summed; nothing is augmented
+differently for student and teacher.
 
 Glossary
-    grid     base crops on each axis; a volume (D, H, W) gives crops of (D, H, W) / grid voxels
+    grid     base crops on each axis; a volume of D x H x W voxels gives crops of D x H x W / grid
     start    first voxel of a random crop on each axis
 """
 
@@ -24,7 +25,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from mambamim_nets.masking import STRIDE
+from mambamim_nets.masking import STRIDE, token_grid
 from mambamim_nets.nets.hymamba import HyMamba
 from mambamim_nets.nets.mamba_unetr import VisionMamba
 from mambamim_nets.nets.masked import MIMOutput
@@ -80,7 +81,7 @@ class VoCo(nn.Module):
     Args:
         encoder: a ``HyMamba`` or ``VisionMamba``, the student; the skip maps of the former are not used, and so not
             trained.
-        grid: base crops on each axis (d, h, w).
+        grid: base crops on each axis (d, h, w); fewer where a side cannot be divided into that many multiples of 16.
         crops: random crops of each volume.
         width: channels of an embedding.
         decay: share of the teacher that every training step keeps.
@@ -117,24 +118,27 @@ class VoCo(nn.Module):
         for theirs, ours in zip(self.teacher.parameters(), student, strict=True):
             theirs.lerp_(ours, 1 - self.decay)
 
-    def crop_shape(self, x: Tensor) -> list[int]:
-        """Return the voxels of a crop of volumes (B, C_in, D, H, W).
+    def fit(self, x: Tensor) -> list[int]:
+        """Return the base crops on each axis of volumes (B, C_in, D, H, W): at most ``grid``, sides multiples of 16.
 
         Raises:
-            ValueError: if the grid does not divide the volume into crops with sides that are multiples of 16, or under
-                bfloat16 on a CPU, where gradients of crops of depth 16 are wrong (torch 2.13).
+            ValueError: on sides that are no multiples of 16, or so small that one base crop is all there is.
         """
-        sides = list(x.shape[2:])
-        if any(side % (n * STRIDE) for side, n in zip(sides, self.grid, strict=True)):
-            fitting = tuple(-(-side // (n * STRIDE)) * n * STRIDE for side, n in zip(sides, self.grid, strict=True))
+        tokens = token_grid(x.shape[2:])
+        fitting = [
+            max(n for n in range(1, most + 1) if side % n == 0) for side, most in zip(tokens, self.grid, strict=True)
+        ]
+        if fitting == [1, 1, 1]:
+            best = tuple(STRIDE * n for n in self.grid)
             raise ValueError(
-                f"roi_size {tuple(sides)} must be divisible by {STRIDE} times the grid {self.grid} of base crops; "
-                f"try {fitting}"
+                f"roi_size {tuple(x.shape[2:])} has no two base crops with sides that are multiples of {STRIDE}, where "
+                f"the grid is at most {self.grid}; enlarge it, best to multiples of {best}"
             )
-        crop = [side // n for side, n in zip(sides, self.grid, strict=True)]
-        if crop[0] == STRIDE and x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
-            raise ValueError(f"crops {tuple(crop)} of depth 16 cannot be trained in bfloat16 on a CPU; use --amp false")
-        return crop
+        return fitting
+
+    def crop_shape(self, x: Tensor) -> list[int]:
+        """Return the voxels of a crop of volumes (B, C_in, D, H, W); raises as ``fit``."""
+        return [side // n for side, n in zip(x.shape[2:], self.fit(x), strict=True)]
 
     def draw_starts(self, x: Tensor) -> Tensor:
         """Draw where random crops lie in volumes (B, C_in, D, H, W): (B, crops, 3) int64, on the CPU."""
@@ -145,20 +149,19 @@ class VoCo(nn.Module):
         """Score how well the places of random crops are known; in training mode, the teacher moves first.
 
         Args:
-            x: (B, C_in, D, H, W) float, sides multiples of 16 times the grid's.
+            x: (B, C_in, D, H, W) float, sides multiples of 16.
             starts: (B, N, 3) int64, first voxels of the random crops; drawn if None.
 
         Returns:
             MIMOutput with a loss only.
 
         Raises:
-            ValueError: on sides that the grid does not divide.
+            ValueError: as ``fit``.
         """
-        crop = self.crop_shape(x)
+        (i, j, k), crop = self.fit(x), self.crop_shape(x)
         if self.training:
             self.update_teacher()
         starts = self.draw_starts(x) if starts is None else starts
-        i, j, k = self.grid
         bases = rearrange(x, "b c (i d) (j h) (k w) -> b (i j k) c d h w", i=i, j=j, k=k)
         d, h, w = crop
         randoms = [
@@ -170,7 +173,7 @@ class VoCo(nn.Module):
         with torch.no_grad():
             prototypes = _embed(self.teacher[0], self.teacher[1], bases)
         similarity = F.relu(_cosine(queries, prototypes))
-        label = overlap(starts.to(x.device), crop, self.grid)
+        label = overlap(starts.to(x.device), crop, (i, j, k))
         return MIMOutput(position_loss(similarity, label) + separation_loss(ours), None, None)
 
 

@@ -12,7 +12,7 @@ from mambamim_nets import HyMambaSeg, MambaUNETR, load_encoder
 CONFIGS = Path(__file__).parents[2] / "bundles" / "pretrain" / "configs"
 METHODS = sorted(path.stem for path in (CONFIGS / "methods").glob("*.json"))
 SMALL = {"roi_size": [32, 32, 32], "batch_size": 3, "picture_interval": 1}
-OWN = {"voco": {"roi_size": [64, 32, 32], "network_def#grid": [2, 1, 1]}}  # crops of 32^3
+OWN = {"voco": {"roi_size": [64, 32, 32], "network_def#grid": [2, 1, 1]}}  # two crops of 32^3
 EXPECTED = {
     "without_toki": {"fill": "learnable"},
     "without_skip": {"skip": False},

@@ -5,8 +5,10 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from monai.inferers import SimpleInferer
 
 from mambamim_nets import HyMamba, HyMambaSeg, MambaUNETR, VisionMamba, VoCo, load_encoder
+from mambamim_nets.bundle import AutocastInferer
 from mambamim_nets.nets.voco import overlap, position_loss, separation_loss
 
 SHAPE = (32, 48, 16)
@@ -143,9 +145,33 @@ def test_bad_values_are_refused_with_the_remedy():
     ):
         with pytest.raises(ValueError, match=message):
             VoCo(encoder, **options)
-    with pytest.raises(
-        ValueError, match=r"\(96, 96, 96\) must be divisible by 16 times the grid .* try \(128, 128, 96\)"
-    ):
-        VoCo(encoder)(torch.rand(1, 1, 96, 96, 96))
-    with torch.autocast("cpu", torch.bfloat16), pytest.raises(ValueError, match=r"depth 16 .* use --amp false"):
-        model()(batch())
+    with pytest.raises(ValueError, match=r"\(16, 16, 96\) has no two base crops .* multiples of \(64, 64, 16\)"):
+        VoCo(encoder)(torch.rand(1, 1, 16, 16, 96))
+
+
+@pytest.mark.parametrize(
+    ("side", "base", "crop"),
+    [
+        ((256, 256, 64), [4, 4, 1], [64, 64, 64]),
+        ((96, 96, 96), [3, 3, 1], [32, 32, 96]),
+        ((32, 48, 32), [2, 3, 1], [16, 16, 32]),
+        ((16, 80, 16), [1, 1, 1], None),
+    ],
+)
+def test_the_grid_is_coarser_where_the_volume_is_smaller(side, base, crop):
+    network, x = VoCo(VisionMamba(1, size="tiny")), torch.empty(1, 1, *side, device="meta")
+    if crop is None:
+        with pytest.raises(ValueError, match="no two base crops"):
+            network.fit(x)
+    else:
+        assert network.fit(x) == base and network.crop_shape(x) == crop
+
+
+def test_small_crops_are_trained_in_float32_on_a_cpu():
+    """bfloat16 gradients of maps two voxels deep are wrong there (torch 2.13)."""
+    seen = []
+    for shape, dtype in ((SHAPE, torch.float32), ((64, 48, 16), torch.bfloat16)):
+        network = model()
+        network.project[0].register_forward_hook(lambda _m, _i, out: seen.append(out.dtype))
+        AutocastInferer(SimpleInferer(), amp=True)(torch.rand(1, 1, *shape), network)
+        assert seen.pop() == dtype
