@@ -2,6 +2,13 @@
 
 from mambamim_nets.bundle.check import check_labelled, check_unlabelled
 from mambamim_nets.bundle.checkpoints import Average, Checkpoints
+from mambamim_nets.bundle.classify import (
+    ClassReport,
+    DecisionReport,
+    DecisionThreshold,
+    start_classifier,
+    stored_threshold,
+)
 from mambamim_nets.bundle.data import (
     cached,
     fold_cases,
@@ -47,6 +54,7 @@ from mambamim_nets.bundle.pictures import overlay, reconstruction
 from mambamim_nets.bundle.promote import promote
 from mambamim_nets.bundle.report import CaseReport, FeatureReport, ScanReport, ValidationPicture, preview_window
 from mambamim_nets.bundle.scans import LoadScand, ScanLoader, finish, scans
+from mambamim_nets.bundle.subjects import diagnosed, first_fold, subject_part
 from mambamim_nets.bundle.tables import MetricsTable, case_metrics
 from mambamim_nets.bundle.targets import RestoreLabelsd, StructureMasksd, Targets
 from mambamim_nets.bundle.transforms import SelectChannelsd, augmentations, intensity, nonzero, stored_order
@@ -56,7 +64,10 @@ __all__ = [
     "Average",
     "CaseReport",
     "Checkpoints",
+    "ClassReport",
     "ClipGradients",
+    "DecisionReport",
+    "DecisionThreshold",
     "EpochSeed",
     "FeatureReport",
     "LoadScand",
@@ -86,7 +97,9 @@ __all__ = [
     "checkpoint_activations",
     "dataset_folder",
     "default_device",
+    "diagnosed",
     "finish",
+    "first_fold",
     "flag",
     "fold_cases",
     "folds",
@@ -113,8 +126,11 @@ __all__ = [
     "shipped_weights",
     "source_sampler",
     "split",
+    "start_classifier",
     "start_network",
     "stored_order",
+    "stored_threshold",
+    "subject_part",
     "task_spec",
     "tensorrt",
     "trained_network",
