@@ -10,7 +10,7 @@ import csv
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,10 +36,20 @@ PREDICTIONS = "predictions.csv"
 CAM_LAYER = "layer2"  # stride 8: the finest map that has seen enough context
 
 
-def start_classifier(network: nn.Module, pretrained: str | None) -> nn.Module:
-    """Return a network ready for training: all of it from ``pretrained``, or from scratch; the log says which."""
+def start_classifier(network: nn.Module, pretrained: str | None, record: Mapping[str, Any]) -> nn.Module:
+    """Return a network ready for training: all of it from ``pretrained``, or from scratch; the log says which.
+
+    Args:
+        network: as defined.
+        pretrained: path of weights of any task of this network, or None.
+        record: what the run's own weights will be; all but task and classes must be true of ``pretrained``.
+
+    Raises:
+        FileNotFoundError, ValueError: as ``load_weights``.
+    """
     if pretrained:
-        logger.info("starting weights: the whole network, %s", load_weights(network, pretrained))
+        wanted = {key: value for key, value in record.items() if key not in ("task", "classes")}
+        logger.info("starting weights: the whole network, %s", load_weights(network, pretrained, wanted))
     else:
         logger.info("starting weights: none, training from scratch")
     return network
