@@ -2,6 +2,13 @@
 
 from mambamim_nets.bundle.check import check_labelled, check_unlabelled
 from mambamim_nets.bundle.checkpoints import Average, Checkpoints
+from mambamim_nets.bundle.classify import (
+    ClassReport,
+    DecisionReport,
+    DecisionThreshold,
+    start_classifier,
+    stored_threshold,
+)
 from mambamim_nets.bundle.data import (
     cached,
     fold_cases,
@@ -47,6 +54,7 @@ from mambamim_nets.bundle.pictures import overlay, reconstruction
 from mambamim_nets.bundle.promote import promote
 from mambamim_nets.bundle.report import CaseReport, FeatureReport, ScanReport, ValidationPicture, preview_window
 from mambamim_nets.bundle.scans import LoadScand, ScanLoader, finish, scans
+from mambamim_nets.bundle.subjects import diagnosed, first_fold, subject_part
 from mambamim_nets.bundle.tables import MetricsTable, case_metrics
 from mambamim_nets.bundle.targets import RestoreLabelsd, StructureMasksd, Targets
 from mambamim_nets.bundle.transforms import (
@@ -63,7 +71,10 @@ __all__ = [
     "Average",
     "CaseReport",
     "Checkpoints",
+    "ClassReport",
     "ClipGradients",
+    "DecisionReport",
+    "DecisionThreshold",
     "EpochSeed",
     "FeatureReport",
     "LoadScand",
@@ -93,8 +104,10 @@ __all__ = [
     "checkpoint_activations",
     "dataset_folder",
     "default_device",
+    "diagnosed",
     "distortions",
     "finish",
+    "first_fold",
     "flag",
     "fold_cases",
     "folds",
@@ -121,8 +134,11 @@ __all__ = [
     "shipped_weights",
     "source_sampler",
     "split",
+    "start_classifier",
     "start_network",
     "stored_order",
+    "stored_threshold",
+    "subject_part",
     "task_spec",
     "tensorrt",
     "trained_network",

@@ -11,6 +11,7 @@ import nibabel as nib
 import numpy as np
 
 from mambamim_nets.phantom.anatomy import LABELS, MODALITIES
+from mambamim_nets.phantom.dementia import diagnosis, seed_of
 from mambamim_nets.phantom.render import Shape, Spacing, complete_grid, make
 
 logger = logging.getLogger(__name__)
@@ -26,7 +27,8 @@ def write(
 
     The data set is built in a temporary folder beside it and appears at once under its name, so that a reader never
     meets half of it. Of several processes writing the same one, the first wins and the others use its result. Two
-    further subjects without labels are the test list.
+    further subjects without labels are the test list. Of the kind "dementia", subjects.csv (subject, image, diagnosis)
+    lists the labelled ones.
 
     Args:
         folder: a new or empty folder, or one this function wrote with the same arguments.
@@ -92,13 +94,17 @@ def _holds(folder: Path, record: dict) -> bool:
 
 
 def _build(folder: Path, record: dict) -> None:
-    """Write images, labels and dataset.json."""
+    """Write images, labels and dataset.json; of the kind "dementia" also subjects.csv, the labelled subjects'."""
     kind, cases = record["kind"], record["cases"]
     names = [f"phantom_{case:03d}.nii.gz" for case in range(cases + 2)]
+    table = ["subject,image,diagnosis"]
     for part in ("imagesTr", "labelsTr", "imagesTs"):
         (folder / part).mkdir()
     for case, name in enumerate(names):
         seed = int(np.random.SeedSequence([record["seed"], case]).generate_state(1)[0])
+        if kind == "dementia":
+            seed = seed_of(seed, case)
+            table += [f"{name.split('.')[0]},imagesTr/{name},{diagnosis(seed)}"] if case < cases else []
         subject = make(kind, seed, record["shape"], record["spacing"])
         dtype = np.int16 if MODALITIES[kind][0].startswith("CT") else np.float32
         _save(folder / ("imagesTr" if case < cases else "imagesTs") / name, subject.image.astype(dtype), subject.affine)
@@ -118,6 +124,8 @@ def _build(folder: Path, record: dict) -> None:
         "test": [f"./imagesTs/{name}" for name in names[cases:]],
         "phantom": record,
     }
+    if kind == "dementia":
+        (folder / "subjects.csv").write_text("\n".join(table) + "\n")
     (folder / "dataset.json").write_text(json.dumps(listing, indent=2) + "\n")
 
 

@@ -30,6 +30,7 @@ from mambamim_nets.phantom.anatomy import (
     Part,
 )
 from mambamim_nets.phantom.canvas import Axes, Canvas
+from mambamim_nets.phantom.dementia import cortex, dementia, dementia_image
 from mambamim_nets.phantom.pelvis import AMOS_HU, JOINTS, LIMBS, LOOPS, MR, TRUNKS, organs
 
 Shape = Sequence[int] | None
@@ -151,18 +152,7 @@ def _mr_image(rng: Generator, canvas: Canvas) -> np.ndarray:
 
 def _brain(rng: Generator, axes: Axes, kind: str) -> Canvas:
     canvas = Canvas(rng, axes, tuple(BRAIN), size=98, bend=2, scale=0.06)
-    x, y, z = canvas.body
-    depth = (1 - np.sqrt((x / 66) ** 2 + (y / 83) ** 2 + ((z - 6) / 62) ** 2)) * 66  # mm below the surface
-    base = z + 38 - 0.45 * np.maximum(y - 20, 0) - 0.3 * np.maximum(-20 - y, 0)  # mm above the base of the skull
-    depth = -5 * np.logaddexp(-depth / 5, -base / 5)  # the smaller one, rounded
-    canvas.fill("csf", depth > 0)
-    fold = np.abs(canvas.waves(24))
-    bridge = np.maximum(1 - (y / 46) ** 2 - ((z - 2) / 30) ** 2, 0)  # corpus callosum and below join the hemispheres
-    middle = np.abs(x) + 60 * bridge  # mm from the fissure between them
-    sulcus = np.minimum(depth - 1.5, middle - 1.5)
-    sulcus = np.where(depth < 20, np.minimum(sulcus, 9 * fold - 1.2), sulcus)  # roughly mm from the nearest fluid
-    canvas.fill("grey matter", sulcus > 0)
-    canvas.fill("white matter", sulcus > 3)
+    cortex(canvas)
     canvas.paint(CEREBELLUM, shift=1)
     canvas.paint(DEEP, shift=0.7, girth=0.25)
     side = rng.choice((-1, 1))
@@ -240,8 +230,10 @@ def make(kind: str, seed: int, shape: Shape = None, spacing: Spacing = None) -> 
         kind: one of KINDS. "abdomen" carries the 13 BTCV labels; "spleen", "pancreas" and "hepatic_vessel" are other
             subjects of the same body with the Decathlon labels of those tasks; "amos" reaches down to the hips and
             carries the 15 AMOS22 labels; "brain" is skull-stripped, with BraTS labels and the channels flair, t1ce,
-            t1, t2 last; "hippocampus" is a crop of varying shape and scale.
-        seed: 0 or above. Of "amos", seeds 4, 9, 14, ... are MR-like, all others CT-like.
+            t1, t2 last; "hippocampus" is a crop of varying shape and scale; "dementia" is a skull-stripped T1-like
+            brain with atrophy as in its diagnosis.
+        seed: 0 or above. Of "amos", seeds 4, 9, 14, ... are MR-like, all others CT-like. Of "dementia", seeds 0, 1,
+            2, 3, 4, ... have the diagnoses NC, AD, sMCI, pMCI, NC, ...
         shape: (D, H, W) in voxels. Alone it keeps the field of view and changes the spacing; on coarse grids small
             organs may vanish.
         spacing: mm per axis or one number. Alone it keeps the field of view and changes the shape.
@@ -253,7 +245,7 @@ def make(kind: str, seed: int, shape: Shape = None, spacing: Spacing = None) -> 
         ValueError: on an unknown kind, a negative seed, or a shape or spacing out of range.
     """
     rng, canvas, affine = _subject(kind, seed, shape, spacing)
-    images = {"brain": _brain_image, "hippocampus": _hippocampus_image}
+    images = {"brain": _brain_image, "hippocampus": _hippocampus_image, "dementia": dementia_image}
     image = (_mr_image if is_mr(kind, seed) else images.get(kind, _abdomen_image))(rng, canvas)
     return Subject(image.astype(np.float32), _labels(canvas, kind), affine)
 
@@ -290,7 +282,10 @@ def _subject(kind: str, seed: int, shape: Shape, spacing: Spacing) -> tuple[Gene
         least, most = np.array((31, 40, 26)) / spaced, np.array((43, 59, 47)) / spaced
         chosen = tuple(int(n) for n in np.rint(np.clip(wanted, least, most)))
     axes = [(np.arange(n) - (n - 1) / 2) * s for n, s in zip(chosen, spaced, strict=True)]
-    canvas = {"brain": _brain, "hippocampus": _hippocampus}.get(kind, _abdomen)(rng, axes, kind)
+    if kind == "dementia":
+        canvas = dementia(rng, axes, seed)
+    else:
+        canvas = {"brain": _brain, "hippocampus": _hippocampus}.get(kind, _abdomen)(rng, axes, kind)
     affine = np.diag((*spaced, 1.0))
     affine[:3, 3] = [axis[0] for axis in axes]
     return rng, canvas, affine

@@ -28,6 +28,13 @@ SMALL = {
         }
         for name, edge in (("btcv_seg", 8.0), ("amos_seg", 8.0), ("brats_seg", 4.0))
     },
+    "brain_cls": {
+        "width": 4,
+        "spacing": [5.0, 5.0, 5.0],
+        "input_size": [34, 40, 34],
+        "batch_size": 2,
+        "device": "$torch.device('cpu')",
+    },
     "pretrain": {
         "intensity": "mr",
         "spacing": [1.0, 1.0, 1.0],

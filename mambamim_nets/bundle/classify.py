@@ -1,0 +1,309 @@
+"""Classification of whole scans: starting weights, decision thresholds, and the reports of evaluation and inference.
+
+A network has one logit, and its sigmoid is the probability of the positive class, the second of ``classes``. Beside the
+weights ``<name>.pt`` lies ``<name>.json`` with their decision threshold, chosen on the validation scans of their epoch.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from ignite.engine import Events
+from monai.engines import Evaluator
+from monai.visualize import GradCAM
+from torch import nn
+
+from mambamim_nets.bundle.checkpoints import BEST
+from mambamim_nets.bundle.heat import roc, saliency
+from mambamim_nets.bundle.launch import process_rank
+from mambamim_nets.bundle.scans import ScanLoader
+from mambamim_nets.bundle.scores import measures, scores, write_scores, youden
+from mambamim_nets.checkpoint import load_weights
+
+__all__ = ["ClassReport", "DecisionReport", "DecisionThreshold", "start_classifier", "stored_threshold"]
+
+logger = logging.getLogger("mambamim_nets")
+PREDICTIONS = "predictions.csv"
+CAM_LAYER = "layer2"  # stride 8: the finest map that has seen enough context
+
+
+def start_classifier(network: nn.Module, pretrained: str | None, record: Mapping[str, Any]) -> nn.Module:
+    """Return a network ready for training: all of it from ``pretrained``, or from scratch; the log says which.
+
+    Args:
+        network: as defined.
+        pretrained: path of weights of any task of this network, or None.
+        record: what the run's own weights will be; all but task and classes must be true of ``pretrained``.
+
+    Raises:
+        FileNotFoundError, ValueError: as ``load_weights``.
+    """
+    if pretrained:
+        wanted = {key: value for key, value in record.items() if key not in ("task", "classes")}
+        logger.info("starting weights: the whole network, %s", load_weights(network, pretrained, wanted))
+    else:
+        logger.info("starting weights: none, training from scratch")
+    return network
+
+
+# --- thresholds -----------------------------------------------------------------------------------
+
+
+def stored_threshold(checkpoint: str, classes: Sequence[str]) -> float:
+    """Return the decision threshold that lies beside weights.
+
+    Args:
+        checkpoint: path of the weights, ``<name>.pt``; the threshold is in ``<name>.json``.
+        classes: of the task, negative and positive.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it holds no threshold, or one for other classes.
+    """
+    path = Path(checkpoint).with_suffix(".json")
+    remedy = "copy it with its weights, or give --threshold a probability from 0 to 1"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}, the decision threshold of {checkpoint}, does not exist; {remedy}")
+    try:
+        held = json.loads(path.read_text(encoding="utf-8"))
+        threshold, chosen_for = float(held["threshold"]), list(held["classes"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} holds no decision threshold ({error}); {remedy}") from error
+    if chosen_for != list(classes):
+        raise ValueError(f"{path} is for the classes {chosen_for}, the task has {list(classes)}; use its own weights")
+    return _probability(threshold, path)
+
+
+def _probability(threshold: float | str, source: object = "threshold") -> float:
+    if not 0 <= float(threshold) <= 1:
+        raise ValueError(f"{source}: {threshold} must be a probability from 0 to 1")
+    return float(threshold)
+
+
+class Case(NamedTuple):
+    """One classified scan."""
+
+    subject: str
+    session: str
+    diagnosis: str
+    label: int
+    probability: float
+
+
+class _Collector:
+    """Collect probabilities and labels of an evaluator's scans, over all processes.
+
+    Expects ``pred`` (1,) probabilities and ``label`` (1,), and batches with case, subject, session and diagnosis.
+    """
+
+    def __init__(self) -> None:
+        self.cases: dict[str, Case] = {}
+
+    def attach(self, engine: Evaluator) -> None:
+        engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
+        engine.add_event_handler(Events.COMPLETED, self._finish)
+
+    def _start(self, engine: Evaluator) -> None:
+        self.cases = {}
+
+    def _collect(self, engine: Evaluator) -> None:
+        for source, item in zip(engine.state.batch, engine.state.output, strict=True):
+            label, probability = (float(item[key].flatten()[0]) for key in ("label", "pred"))
+            case = Case(source["subject"], source["session"], source["diagnosis"], round(label), probability)
+            self.cases[source["case"]] = case
+
+    def _finish(self, engine: Evaluator) -> None:
+        raise NotImplementedError
+
+    def gathered(self) -> dict[str, Case]:
+        """Return the scans of all processes by name; every process must call it."""
+        parts: list[Any] = [self.cases]
+        if dist.is_available() and dist.is_initialized():
+            parts = [None] * dist.get_world_size()
+            dist.all_gather_object(parts, self.cases)
+        return {name: Case(*case) for name, case in sorted(item for part in parts for item in part.items())}
+
+
+def _columns(cases: dict[str, Case]) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Return probabilities, labels and subjects."""
+    rows = list(cases.values())
+    probability, label = (np.array([getattr(row, key) for row in rows]) for key in ("probability", "label"))
+    return probability, label, [row.subject for row in rows]
+
+
+class DecisionThreshold(_Collector):
+    """Choose the decision threshold on the validation scans of the best epoch: the highest Youden index.
+
+    Written beside the weights of that epoch; attached to the validation evaluator.
+
+    Args:
+        folder: where ``Checkpoints`` writes the weights.
+        classes: of the task, negative and positive.
+    """
+
+    def __init__(self, folder: str, classes: Sequence[str]) -> None:
+        super().__init__()
+        self.path, self.classes = Path(folder, BEST).with_suffix(".json"), list(classes)
+
+    def _finish(self, engine: Evaluator) -> None:
+        cases = self.gathered()
+        if engine.state.best_metric_epoch != engine.state.epoch or process_rank() != 0:
+            return
+        probability, label, _ = _columns(cases)
+        threshold = youden(probability, label)
+        found = measures(probability, label, threshold)
+        held = {
+            "threshold": threshold,
+            "classes": self.classes,
+            "chosen": "highest sensitivity + specificity on the validation scans of the best epoch",
+            "epoch": engine.state.epoch,
+            "scans": len(cases),
+            **{key: round(float(found[key][0]), 6) for key in ("sensitivity", "specificity")},
+        }
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        _replace(self.path, json.dumps(held, indent=4) + "\n")
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    part = path.with_name(f".{os.getpid()}.{path.name}")
+    part.write_text(text, encoding="utf-8", newline="")
+    os.replace(part, path)
+
+
+# --- reports --------------------------------------------------------------------------------------
+
+
+class ClassReport(_Collector):
+    """Measure an evaluation: predictions.csv by scan, summary.csv and summary.md with intervals, roc.png.
+
+    Attached to an evaluator.
+
+    Args:
+        classes: of the task, negative and positive.
+        folder: where files go.
+        threshold: probability from which a scan is called positive.
+        resamples: bootstrap draws.
+    """
+
+    def __init__(self, classes: Sequence[str], folder: str, threshold: float, resamples: int = 2000) -> None:
+        super().__init__()
+        self.classes, self.folder, self.resamples = list(classes), Path(folder), resamples
+        self.threshold = _probability(threshold)
+
+    def _finish(self, engine: Evaluator) -> None:
+        cases = self.gathered()
+        if process_rank() != 0:
+            return
+        probability, label, subjects = _columns(cases)
+        found = scores(probability, label, subjects, self.threshold, self.resamples)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        called = [self.classes[int(value >= self.threshold)] for value in probability]
+        with (self.folder / PREDICTIONS).open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["subject", "session", "diagnosis", "probability", "prediction"])
+            for case, name in zip(cases.values(), called, strict=True):
+                writer.writerow([case.subject, case.session, case.diagnosis, f"{case.probability:.6f}", name])
+        n = {name: int((label == value).sum()) for value, name in enumerate(self.classes)}
+        summary = write_scores(self.folder, found, n, len(set(subjects)), self.threshold)
+        roc(probability, label, self.threshold, found["auc"], self.classes, self.folder / "roc.png")
+        logger.info("measures of %s\n%s", self.folder, summary)
+
+
+class DecisionReport:
+    """Write what was decided for every new scan: a row of predictions.csv, and a picture of where the network looked.
+
+    Expects ``image`` (C, D, H, W) as the network had it, RAS, and ``pred`` (1,) probabilities, and batches with
+    ``name``; attached to an evaluator. A scan whose results cannot be written is recorded as failed; the others go on.
+
+    Args:
+        loader: of the scans.
+        network: in evaluation mode.
+        classes: of the task, negative and positive.
+        threshold: probability from which a scan is called positive.
+        folder: where files go.
+        spacing: of the images in mm.
+        pictures: whether to draw pictures: Grad-CAM of the positive class, scaled to its own highest value.
+
+    Raises:
+        ValueError: if the threshold is no probability, or the folder's predictions.csv is of another task.
+    """
+
+    def __init__(
+        self,
+        loader: ScanLoader,
+        network: nn.Module,
+        classes: Sequence[str],
+        threshold: float,
+        folder: str,
+        spacing: Sequence[float],
+        pictures: bool = True,
+    ) -> None:
+        self.loader, self.network, self.classes, self.folder = loader, network, list(classes), Path(folder)
+        self.threshold, self.spacing, self.pictures = _probability(threshold), tuple(spacing), pictures
+        self.columns = ["scan", f"probability ({self.classes[1]})", "decision", "threshold"]
+        self.rows = self._earlier_rows()
+
+    def attach(self, engine: Evaluator) -> None:
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
+
+    def _collect(self, engine: Evaluator) -> None:
+        for source, item in zip(engine.state.batch, engine.state.output, strict=True):
+            name = source["name"]
+            try:
+                self._write(name, item["image"], float(item["pred"].flatten()[0]))
+            except Exception as error:
+                logger.exception("%s: its results could not be written", name)
+                self.loader.failures[name] = f"{type(error).__name__}: {error}"
+
+    def _write(self, name: str, image: torch.Tensor, probability: float) -> None:
+        if not np.isfinite(probability):
+            raise ValueError(f"probability {probability}: must be finite; try --amp false")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        decision = self.classes[int(probability >= self.threshold)]
+        self.rows[name] = [name, f"{probability:.6f}", decision, f"{self.threshold:.6f}"]
+        lines = [self.columns, *(self.rows[key] for key in sorted(self.rows))]
+        path = self.folder / PREDICTIONS
+        part = path.with_name(f".{os.getpid()}.{path.name}")
+        with part.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows(lines)
+        os.replace(part, path)
+        positive = self.classes[1]
+        logger.info(
+            "%s: probability of %s %.3f, threshold %.3f: %s", name, positive, probability, self.threshold, decision
+        )
+        if self.pictures:
+            title = f"{name}: {decision}, probability of {positive} {probability:.2f}"
+            path = self.folder / f"{name}_saliency.png"
+            saliency(image[0], self._cam(image), path, title, f"speaks for {positive}", self.spacing)
+            logger.info("picture: %s", path)
+
+    def _cam(self, image: torch.Tensor) -> np.ndarray:
+        """Return what speaks for the positive class, (D, H, W) in [0, 1]."""
+        cam = GradCAM(self.network, CAM_LAYER, postprocessing=lambda x: x)
+        with torch.enable_grad():
+            found = cam(torch.as_tensor(image)[None].float(), class_idx=0)
+        self.network.zero_grad(set_to_none=True)
+        values = found[0, 0].detach().clamp(min=0).cpu().numpy()
+        return values / max(float(values.max()), 1e-12)
+
+    def _earlier_rows(self) -> dict[str, list[str]]:
+        """Return the rows that earlier runs left, so that a folder may be filled in several runs."""
+        path = self.folder / PREDICTIONS
+        if not path.is_file():
+            return {}
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.reader(file))
+        if not rows or rows[0] != self.columns:
+            raise ValueError(f"{path} has other columns than this task's {self.columns}; give another --output_dir")
+        return {row[0]: row for row in rows[1:]}
