@@ -17,6 +17,7 @@ LABELS: dict[str, dict[int, str]] = {
         ("spleen", "right kidney", "left kidney", "gallbladder", "oesophagus", "liver", "stomach", "aorta",
          "inferior vena cava", "pancreas", "right adrenal gland", "left adrenal gland", "duodenum", "urinary bladder",
          "prostate or uterus"), start=1)),
+    "fetal": {1: "cerebellar hemispheres", 2: "vermis"},
 }  # fmt: skip
 """Label value to name, per kind: BTCV, BraTS, Medical Segmentation Decathlon and AMOS22 values.
 
@@ -25,7 +26,7 @@ A subject's random stream starts from the position of its kind here, so new kind
 
 KINDS = tuple(LABELS)
 MODALITIES = {kind: ("CT",) for kind in KINDS} | {"brain": ("flair", "t1ce", "t1", "t2"), "hippocampus": ("MRI",)}
-MODALITIES |= {"amos": ("CT or MRI",)}
+MODALITIES |= {"amos": ("CT or MRI",), "fetal": ("T2",)}
 """Channels in order. Brain: the order of MONAI's BraTS21 lists. Amos: one channel, either of them in each subject."""
 
 # What carries a label under another tissue's name.
@@ -38,6 +39,7 @@ GRIDS |= {
     "brain": ((96, 112, 96), 1.75, 32),
     "hippocampus": ((36, 51, 36), 1.0, 16),
     "amos": ((128, 108, 146), 2.8, 32),
+    "fetal": ((104, 104, 104), 1.25, 24),
 }
 
 Nodes = Sequence[tuple[float, float, float, float]]
