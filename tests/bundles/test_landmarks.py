@@ -149,7 +149,7 @@ def test_points_survive_the_preprocessing_of_training(data_of, tmp_path):
     augment.set_random_state(3)
     for _ in range(3):
         item = augment(read(dict(first)))
-        item["pred"] = heatmaps(item["label"], item["image"].shape[1:], parser["sigma"], 50.0)
+        item["pred"] = heatmaps(item["label"], item["image"].shape[1:], parser.get_parsed_content("sigma"), 50.0)
         assert item["image"].shape == (1, 64, 64, 64)
         assert float(decode(item)["error"].max()) < 0.2, "a tenth of a voxel"
 
