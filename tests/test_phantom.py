@@ -9,7 +9,7 @@ import pytest
 from monai.data import load_decathlon_datalist
 
 from mambamim_nets import phantom
-from mambamim_nets.phantom import dataset, render
+from mambamim_nets.phantom import dataset, fetal, render
 
 SMALL = {kind: (56, 48, 48) for kind in phantom.KINDS} | {"hippocampus": (36, 50, 34)}
 
@@ -303,3 +303,35 @@ def test_empty_folder_is_filled_and_cases_must_be_positive(tmp_path):
     assert (phantom.write(tmp_path, "hippocampus", cases=1) / "dataset.json").is_file()
     with pytest.raises(ValueError, match="cases 0"):
         phantom.write(tmp_path, "hippocampus", cases=0)
+
+
+def test_points_of_fetal_heads_are_the_ends_of_what_is_painted():
+    for seed in range(3):
+        subject, points = phantom.make("fetal", seed, spacing=1.2), phantom.landmarks("fetal", seed)
+        assert tuple(points) == fetal.POINTS
+        ends = {1: [("TCD_start", "TCD_end")], 2: [("HDV_start", "HDV_end"), ("ADV_start", "ADV_end")]}
+        for value, pairs in ends.items():
+            voxels = nib.affines.apply_affine(subject.affine, np.argwhere(subject.label == value))
+            for start, end in pairs:
+                along = (points[start] - points[end]) / np.linalg.norm(points[start] - points[end])
+                reach = voxels @ along
+                np.testing.assert_allclose(
+                    (reach.max(), reach.min()), (points[start] @ along, points[end] @ along), atol=1.0
+                )
+        right, front, up = np.eye(3)
+        for pair, axis in (("TCD", right), ("ADV", front), ("HDV", up)):  # turned by 30 degrees, tilted by 12
+            assert (points[f"{pair}_start"] - points[f"{pair}_end"]) @ axis > 0
+        assert 20 < np.linalg.norm(points["TCD_start"] - points["TCD_end"]) < 45
+    poses = [fetal.draw(np.random.default_rng(seed)).rotation for seed in range(20)]
+    assert max(np.arccos((np.trace(pose) - 1) / 2) for pose in poses) > np.deg2rad(15)
+    assert phantom.landmarks("abdomen", 0) == {}
+
+
+def test_written_points_are_those_of_the_subjects(tmp_path):
+    folder = phantom.write(tmp_path / "heads", "fetal", cases=2, spacing=5)
+    header, *rows = (folder / "landmarks.csv").read_text().splitlines()
+    assert header == "case,name,x,y,z,frame" and len(rows) == 4 * 6, "of new subjects too"
+    seed = int(np.random.SeedSequence([0, 3]).generate_state(1)[0])
+    case, name, *place, frame = rows[-1].split(",")
+    assert (case, name, frame) == ("phantom_003", "ADV_end", "RAS")
+    np.testing.assert_allclose([float(mm) for mm in place], phantom.landmarks("fetal", seed)[name], atol=1e-4)

@@ -30,7 +30,21 @@ from mambamim_nets.bundle.handlers import (
     mim_batch,
     mim_loss,
 )
+from mambamim_nets.bundle.heatmaps import (
+    DecodeLandmarksd,
+    HeatmapLoss,
+    LandmarkTargetsd,
+    decode_heatmaps,
+    heatmaps,
+    radial_errors,
+    warmup_quadratic,
+)
 from mambamim_nets.bundle.inferers import AutocastInferer, bfloat16_is_fast, tensorrt
+from mambamim_nets.bundle.landmark_data import landmark_cases, point_names
+from mambamim_nets.bundle.landmark_files import read_markups, read_table, write_markups, write_table
+from mambamim_nets.bundle.landmark_pictures import landmark_overlay, sdr_curve
+from mambamim_nets.bundle.landmark_report import LandmarkPicture, LandmarkReport, LandmarkScanReport
+from mambamim_nets.bundle.landmark_tables import LandmarkCase, LandmarkTable
 from mambamim_nets.bundle.launch import (
     announce,
     bundle_root,
@@ -75,8 +89,16 @@ __all__ = [
     "ClipGradients",
     "DecisionReport",
     "DecisionThreshold",
+    "DecodeLandmarksd",
     "EpochSeed",
     "FeatureReport",
+    "HeatmapLoss",
+    "LandmarkCase",
+    "LandmarkPicture",
+    "LandmarkReport",
+    "LandmarkScanReport",
+    "LandmarkTable",
+    "LandmarkTargetsd",
     "LoadScand",
     "MetricsTable",
     "PaintedCrops",
@@ -103,6 +125,7 @@ __all__ = [
     "check_unlabelled",
     "checkpoint_activations",
     "dataset_folder",
+    "decode_heatmaps",
     "default_device",
     "diagnosed",
     "distortions",
@@ -111,11 +134,14 @@ __all__ = [
     "flag",
     "fold_cases",
     "folds",
+    "heatmaps",
     "init_distributed",
     "intensity",
     "interactive",
     "labelled",
     "labelled_cases",
+    "landmark_cases",
+    "landmark_overlay",
     "launch_device",
     "limit_cases",
     "listed_parts",
@@ -125,11 +151,16 @@ __all__ = [
     "named",
     "nonzero",
     "overlay",
+    "point_names",
     "preview_window",
     "promote",
+    "radial_errors",
+    "read_markups",
+    "read_table",
     "reconstruction",
     "reuse_memory",
     "scans",
+    "sdr_curve",
     "seed_everything",
     "shipped_weights",
     "source_sampler",
@@ -146,5 +177,8 @@ __all__ = [
     "unlabelled",
     "unlabelled_images",
     "validation_sampler",
+    "warmup_quadratic",
     "with_listed_parts",
+    "write_markups",
+    "write_table",
 ]

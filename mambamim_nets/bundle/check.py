@@ -23,7 +23,15 @@ import numpy as np
 from nibabel.spatialimages import SpatialImage
 from tqdm import tqdm
 
-__all__ = ["Volume", "check_labelled", "check_unlabelled", "corners_apart", "image_problems", "inspect_image"]
+__all__ = [
+    "Volume",
+    "check_cases",
+    "check_labelled",
+    "check_unlabelled",
+    "corners_apart",
+    "image_problems",
+    "inspect_image",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -71,11 +79,43 @@ def check_labelled(
     def inspect(item: Mapping[str, Any]) -> _Findings:
         return _inspect_pair(item, in_channels, known)
 
-    findings = _run(cases, ("image", "label"), inspect, rule, cache_file, workers, "check images and labels")
+    _refuse(_run(cases, ("image", "label"), inspect, rule, cache_file, workers, "check images and labels"))
+
+
+def check_cases(
+    cases: Sequence[Mapping[str, Any]],
+    keys: Sequence[str],
+    problems: Callable[[Mapping[str, Any]], list[str]],
+    rule: str,
+    cache_file: str | os.PathLike[str] | None = None,
+    workers: int = 2,
+    title: str = "check cases",
+) -> None:
+    """Check cases of another kind than images with label maps.
+
+    Args:
+        cases: items with file names.
+        keys: under which an item has the files that decide about it.
+        problems: returns what is wrong with an item.
+        rule: says what `problems` depends on beside the files; a cache knows a case for one rule.
+        cache_file, workers: as in `check_labelled`.
+        title: of the progress bar.
+
+    Raises:
+        ValueError: one or more problems, up to 20 of them listed.
+    """
+
+    def inspect(item: Mapping[str, Any]) -> _Findings:
+        return _Findings(problems(item), [])
+
+    _refuse(_run(cases, keys, inspect, rule, cache_file, workers, title))
+
+
+def _refuse(findings: Sequence[_Findings]) -> None:
     problems = [line for finding in findings for line in finding.problems]
     if problems:
         bad = sum(bool(finding.problems) for finding in findings)
-        raise ValueError(f"{len(problems)} problems in {bad} of {len(cases)} cases:\n{_lines(problems)}")
+        raise ValueError(f"{len(problems)} problems in {bad} of {len(findings)} cases:\n{_lines(problems)}")
 
 
 def check_unlabelled(

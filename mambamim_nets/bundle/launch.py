@@ -197,8 +197,13 @@ def seed_everything(seed: int) -> None:
 
 
 def start_network(network: nn.Module, pretrained: str | None, adapt_input: bool = False) -> nn.Module:
-    """Return a network ready for training: its encoder from ``pretrained``, or from scratch; the log says which."""
-    if pretrained:
+    """Return a network ready for training; the log says how it starts.
+
+    From scratch, or from ``pretrained``: its encoder, or where a network has no part of that name all its weights.
+    """
+    if pretrained and not hasattr(network, "encoder"):
+        logger.info("starting weights: %s", load_weights(network, pretrained))
+    elif pretrained:
         logger.info("starting weights: encoder, %s", load_encoder(network, pretrained, adapt_input))
     else:
         logger.info("starting weights: none, training from scratch")

@@ -62,7 +62,7 @@ def overlay(
     window: tuple[float, float] | None = None,
 ) -> Path:
     """Write `overlay_figure` as a PNG file and return its path."""
-    return _save(overlay_figure(image, label, labels, title, reference, spacing, window), path)
+    return save_figure(overlay_figure(image, label, labels, title, reference, spacing, window), path)
 
 
 def reconstruction(
@@ -75,7 +75,7 @@ def reconstruction(
     window: tuple[float, float] | None = None,
 ) -> Path:
     """Write `reconstruction_figure` as a PNG file and return its path."""
-    return _save(reconstruction_figure(image, visible, rebuilt, title, spacing, window), path)
+    return save_figure(reconstruction_figure(image, visible, rebuilt, title, spacing, window), path)
 
 
 def overlay_figure(
@@ -105,28 +105,28 @@ def overlay_figure(
     Raises:
         ValueError: the shapes differ or are not 3-D.
     """
-    image = _volume(image, "image")
-    maps = {"prediction" if reference is not None else "": _same(_volume(label, "label"), image, "label")}
+    image = as_volume(image, "image")
+    maps = {"prediction" if reference is not None else "": _same(as_volume(label, "label"), image, "label")}
     if reference is not None:
-        maps["reference"] = _same(_volume(reference, "reference"), image, "reference")
+        maps["reference"] = _same(as_volume(reference, "reference"), image, "reference")
     maps = {name: np.rint(values).astype(np.int32) for name, values in maps.items()}
     classes = {
         int(value): str(name) for value, name in sorted(labels.items(), key=lambda item: int(item[0])) if int(value)
     }
     position = _centre(list(maps.values()), classes, image.shape)
-    limits = _window(image, window)
+    limits = grey_limits(image, window)
 
     columns = 1 if len(classes) <= 4 else 2 if reference is not None else 3
-    figure, axes = _grid(
+    figure, axes = lay_out(
         image.shape, spacing, rows_are_planes=False, n_other=len(maps), title=title, legend=-(-len(classes) // columns)
     )
     for row, (name, values) in enumerate(maps.items()):
         for column, plane in enumerate(PLANES):
             axis = axes[row][column]
-            extent = _show(axis, image, plane, position, spacing, limits)
+            extent = show_plane(axis, image, plane, position, spacing, limits)
             _outline(axis, _slice(values, plane, position), classes, extent)
             if row == 0:
-                axis.set_title(_plane_title(plane, position, image.shape), color=MUTED, fontsize=8, pad=4)
+                axis.set_title(plane_title(plane, position, image.shape), color=MUTED, fontsize=8, pad=4)
         if name:
             axes[row][0].set_ylabel(name, color=TEXT, fontsize=9, labelpad=6)
     _legend(figure, classes, maps, float(np.prod(spacing)) / 1000, columns)
@@ -158,22 +158,22 @@ def reconstruction_figure(
     Raises:
         ValueError: the shapes differ or are not 3-D.
     """
-    image = _volume(image, "image")
-    visible = _same(_volume(visible, "visible"), image, "visible") > 0.5
-    rebuilt = _same(_volume(rebuilt, "rebuilt"), image, "rebuilt")
+    image = as_volume(image, "image")
+    visible = _same(as_volume(visible, "visible"), image, "visible") > 0.5
+    rebuilt = _same(as_volume(rebuilt, "rebuilt"), image, "rebuilt")
     position = tuple(n // 2 for n in image.shape)
-    limits = _window(image, window)
-    figure, axes = _grid(image.shape, spacing, rows_are_planes=True, n_other=3, title=title, legend=0)
+    limits = grey_limits(image, window)
+    figure, axes = lay_out(image.shape, spacing, rows_are_planes=True, n_other=3, title=title, legend=0)
     headings = ("input", f"visible ({100 * visible.mean():.0f} %)", "rebuilt")
     for row, plane in enumerate(PLANES):
         for column, values in enumerate((image, image, rebuilt)):
             axis = axes[row][column]
-            extent = _show(axis, values, plane, position, spacing, limits, smooth=False)
+            extent = show_plane(axis, values, plane, position, spacing, limits, smooth=False)
             if column == 1:
                 _hide(axis, _slice(visible, plane, position), extent)
             if row == 0:
                 axis.set_title(headings[column], color=TEXT, fontsize=9, pad=5)
-        axes[row][0].set_ylabel(_plane_title(plane, position, image.shape), color=MUTED, fontsize=8, labelpad=6)
+        axes[row][0].set_ylabel(plane_title(plane, position, image.shape), color=MUTED, fontsize=8, labelpad=6)
     return figure
 
 
@@ -190,7 +190,7 @@ def figure_array(figure: Figure, dpi: int = 100) -> np.ndarray:
 # --- drawing --------------------------------------------------------------------------------------
 
 
-def _grid(
+def lay_out(
     shape: Sequence[int], spacing: Sequence[float], rows_are_planes: bool, n_other: int, title: str | None, legend: int
 ) -> tuple[Figure, list[list[Axes]]]:
     """Lay out panels of one scale: planes along one direction, `n_other` pictures along the other. Sizes in inches."""
@@ -198,7 +198,7 @@ def _grid(
 
     mm = [n * edge for n, edge in zip(shape, spacing, strict=True)]
     widths_mm = [mm[plane.across] for plane in PLANES]
-    heights_mm = [mm[_up(plane)] for plane in PLANES]
+    heights_mm = [mm[vertical_axis(plane)] for plane in PLANES]
     if rows_are_planes:
         widths, heights = [max(widths_mm)] * n_other, heights_mm
     else:
@@ -228,7 +228,7 @@ def _grid(
     return figure, axes
 
 
-def _show(
+def show_plane(
     axis: Axes,
     volume: np.ndarray,
     plane: _Plane,
@@ -239,7 +239,7 @@ def _show(
 ) -> tuple[float, float, float, float]:
     """Draw one plane to scale, with its letters; return its extent in mm (left, right, bottom, top)."""
     picture = _slice(volume, plane, position)
-    extent = (0.0, picture.shape[1] * spacing[plane.across], 0.0, picture.shape[0] * spacing[_up(plane)])
+    extent = (0.0, picture.shape[1] * spacing[plane.across], 0.0, picture.shape[0] * spacing[vertical_axis(plane)])
     interpolation = "bicubic" if smooth else "nearest"
     axis.imshow(
         picture, cmap="gray", vmin=limits[0], vmax=limits[1], extent=extent, interpolation=interpolation, aspect="equal"
@@ -325,7 +325,7 @@ def _halo() -> list[Any]:
     return [withStroke(linewidth=1.5, foreground="black")]
 
 
-def _save(figure: Figure, path: str | os.PathLike[str]) -> Path:
+def save_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     path = Path(path)
@@ -338,7 +338,7 @@ def _save(figure: Figure, path: str | os.PathLike[str]) -> Path:
 # --- arrays ---------------------------------------------------------------------------------------
 
 
-def _volume(values: Any, name: str) -> np.ndarray:
+def as_volume(values: Any, name: str) -> np.ndarray:
     if hasattr(values, "detach"):  # a tensor, of any float type and on any device
         values = values.detach().cpu().float().numpy()
     array = np.asarray(values, dtype=np.float32)
@@ -355,7 +355,7 @@ def _same(array: np.ndarray, image: np.ndarray, name: str) -> np.ndarray:
     return array
 
 
-def _up(plane: _Plane) -> int:
+def vertical_axis(plane: _Plane) -> int:
     """Return the array axis that is drawn bottom to top."""
     return 3 - plane.through - plane.across
 
@@ -366,7 +366,7 @@ def _slice(volume: np.ndarray, plane: _Plane, position: Sequence[int]) -> np.nda
     return picture.T[::-1, ::-1]
 
 
-def _plane_title(plane: _Plane, position: Sequence[int], shape: Sequence[int]) -> str:
+def plane_title(plane: _Plane, position: Sequence[int], shape: Sequence[int]) -> str:
     return f"{plane.name} {position[plane.through] + 1}/{shape[plane.through]}"
 
 
@@ -380,7 +380,7 @@ def _centre(maps: Sequence[np.ndarray], classes: Mapping[int, str], shape: Seque
     return tuple(n // 2 for n in shape)
 
 
-def _window(image: np.ndarray, window: tuple[float, float] | None) -> tuple[float, float]:
+def grey_limits(image: np.ndarray, window: tuple[float, float] | None) -> tuple[float, float]:
     if window is not None:
         if not window[0] < window[1]:
             raise ValueError(f"window {window} must be (low, high) with low < high")

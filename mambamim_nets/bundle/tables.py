@@ -165,9 +165,9 @@ class MetricsTable:
             name: {key: [case[name][key] for case in rows.values()] for key in METRICS} for name in self.structures
         }
         values[MEAN] = {
-            key: [_stats([row[key] for row in case.values()])["mean"] for case in rows.values()] for key in METRICS
+            key: [statistics([row[key] for row in case.values()])["mean"] for case in rows.values()] for key in METRICS
         }
-        summary = {name: {key: _stats(series) for key, series in by_key.items()} for name, by_key in values.items()}
+        summary = {name: {key: statistics(series) for key, series in by_key.items()} for name, by_key in values.items()}
         for name in self.structures:
             summary[name]["missing"] = {"n": sum(int(case[name]["missing"]) for case in rows.values())}
         summary[MEAN]["missing"] = {"n": sum(summary[name]["missing"]["n"] for name in self.structures)}
@@ -205,7 +205,7 @@ class MetricsTable:
             "|---|---|---|---|---:|",
         ]
         for name, by_key in summary.items():
-            cells = [_cell(by_key["dice"], 4), _cell(by_key["hd95"], 2), _cell(by_key["surface_dice"], 4)]
+            cells = [cell(by_key["dice"], 4), cell(by_key["hd95"], 2), cell(by_key["surface_dice"], 4)]
             title = f"**{name}**" if name == MEAN else name.replace("|", "\\|")
             lines.append(f"| {title} | {' | '.join(cells)} | {by_key['missing']['n']} |")
         return "\n".join(lines) + "\n"
@@ -252,7 +252,7 @@ def _distributed() -> bool:
     return dist.is_available() and dist.is_initialized()
 
 
-def _stats(values: Sequence[float]) -> dict[str, float]:
+def statistics(values: Sequence[float]) -> dict[str, float]:
     counted = np.array([value for value in values if math.isfinite(value)], dtype=float)
     if not counted.size:
         return {"mean": math.nan, "std": math.nan, "median": math.nan, "n": 0}
@@ -264,7 +264,7 @@ def _number(value: float, digits: int) -> str:
     return "nan" if math.isnan(value) else f"{value:.{digits}f}"
 
 
-def _cell(stats: Mapping[str, float], digits: int) -> str:
+def cell(stats: Mapping[str, float], digits: int) -> str:
     if not stats["n"]:
         return "- (n 0)"
     spread = "" if math.isnan(stats["std"]) else f" ± {stats['std']:.{digits}f}"

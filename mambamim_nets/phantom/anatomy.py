@@ -18,15 +18,19 @@ LABELS: dict[str, dict[int, str]] = {
          "inferior vena cava", "pancreas", "right adrenal gland", "left adrenal gland", "duodenum", "urinary bladder",
          "prostate or uterus"), start=1)),
     "dementia": {1: "ventricle", 2: "hippocampus"},
+    "fetal": {1: "cerebellar hemispheres", 2: "vermis"},
 }  # fmt: skip
-"""Label value to name, per kind: BTCV, BraTS, Medical Segmentation Decathlon and AMOS22 values; "dementia" has its own.
-
-A subject's random stream starts from the position of its kind here, so new kinds go last.
-"""
+"""Label value to name, per kind: BTCV, BraTS, Medical Segmentation Decathlon and AMOS22 values; "dementia" and "fetal"
+have their own."""
 
 KINDS = tuple(LABELS)
+STREAMS = {
+    "abdomen": 0, "brain": 1, "hippocampus": 2, "pancreas": 3, "hepatic_vessel": 4, "spleen": 5, "amos": 6,
+    "dementia": 7, "fetal": 1000,
+}  # fmt: skip
+"""What random numbers start from, with a subject's seed. A new kind may have any; another number is another subject."""
 MODALITIES = {kind: ("CT",) for kind in KINDS} | {"brain": ("flair", "t1ce", "t1", "t2"), "hippocampus": ("MRI",)}
-MODALITIES |= {"amos": ("CT or MRI",), "dementia": ("T1",)}
+MODALITIES |= {"amos": ("CT or MRI",), "dementia": ("T1",), "fetal": ("T2",)}
 """Channels in order. Brain: the order of MONAI's BraTS21 lists. Amos: one channel, either of them in each subject."""
 
 # What carries a label under another tissue's name.
@@ -40,6 +44,7 @@ GRIDS |= {
     "hippocampus": ((36, 51, 36), 1.0, 16),
     "amos": ((128, 108, 146), 2.8, 32),
     "dementia": ((84, 102, 84), 2.0, 32),
+    "fetal": ((104, 104, 104), 1.25, 24),
 }
 
 Nodes = Sequence[tuple[float, float, float, float]]

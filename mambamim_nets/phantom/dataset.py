@@ -1,5 +1,6 @@
 """Write a synthetic data set as NIfTI in the Decathlon layout, once, and recognise it afterwards."""
 
+import csv
 import json
 import logging
 import os
@@ -12,7 +13,7 @@ import numpy as np
 
 from mambamim_nets.phantom.anatomy import LABELS, MODALITIES
 from mambamim_nets.phantom.dementia import diagnosis, seed_of
-from mambamim_nets.phantom.render import Shape, Spacing, complete_grid, make
+from mambamim_nets.phantom.render import Shape, Spacing, complete_grid, landmarks, make
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +29,7 @@ def write(
     The data set is built in a temporary folder beside it and appears at once under its name, so that a reader never
     meets half of it. Of several processes writing the same one, the first wins and the others use its result. Two
     further subjects without labels are the test list. Of the kind "dementia", subjects.csv (subject, image, diagnosis)
-    lists the labelled ones.
+    lists the labelled ones. Points, where a kind has them, are in `landmarks.csv`, of all.
 
     Args:
         folder: a new or empty folder, or one this function wrote with the same arguments.
@@ -94,12 +95,13 @@ def _holds(folder: Path, record: dict) -> bool:
 
 
 def _build(folder: Path, record: dict) -> None:
-    """Write images, labels and dataset.json; of the kind "dementia" also subjects.csv, the labelled subjects'."""
+    """Write images, labels, dataset.json, and what a kind has besides: subjects.csv, landmarks.csv."""
     kind, cases = record["kind"], record["cases"]
     names = [f"phantom_{case:03d}.nii.gz" for case in range(cases + 2)]
     table = ["subject,image,diagnosis"]
     for part in ("imagesTr", "labelsTr", "imagesTs"):
         (folder / part).mkdir()
+    points: list[list[object]] = []
     for case, name in enumerate(names):
         seed = int(np.random.SeedSequence([record["seed"], case]).generate_state(1)[0])
         if kind == "dementia":
@@ -110,6 +112,11 @@ def _build(folder: Path, record: dict) -> None:
         _save(folder / ("imagesTr" if case < cases else "imagesTs") / name, subject.image.astype(dtype), subject.affine)
         if case < cases:
             _save(folder / "labelsTr" / name, subject.label, subject.affine)
+        for point, place in landmarks(kind, seed).items():
+            points.append([name.removesuffix(".nii.gz"), point, *(f"{mm:.4f}" for mm in place), "RAS"])
+    if points:
+        with (folder / "landmarks.csv").open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([["case", "name", "x", "y", "z", "frame"], *points])
     listing = {
         "name": f"Phantom-{kind}",
         "description": "Procedural synthetic anatomy; not patient data. Results on it say nothing about patients.",

@@ -8,6 +8,7 @@ from numpy.random import Generator
 from numpy.typing import ArrayLike
 from scipy.ndimage import gaussian_filter
 
+from mambamim_nets.phantom import fetal
 from mambamim_nets.phantom.anatomy import (
     BELLY,
     BOWEL,
@@ -24,6 +25,7 @@ from mambamim_nets.phantom.anatomy import (
     LIVER_PATH,
     PANCREAS_PATH,
     SAME_LABEL,
+    STREAMS,
     TEMPORAL,
     VESSELS,
     Nodes,
@@ -231,7 +233,8 @@ def make(kind: str, seed: int, shape: Shape = None, spacing: Spacing = None) -> 
             subjects of the same body with the Decathlon labels of those tasks; "amos" reaches down to the hips and
             carries the 15 AMOS22 labels; "brain" is skull-stripped, with BraTS labels and the channels flair, t1ce,
             t1, t2 last; "hippocampus" is a crop of varying shape and scale; "dementia" is a skull-stripped T1-like
-            brain with atrophy as in its diagnosis.
+            brain with atrophy as in its diagnosis; "fetal" is a skull-stripped brain before birth, turned anyhow by up
+            to 30 degrees, whose points `landmarks` returns.
         seed: 0 or above. Of "amos", seeds 4, 9, 14, ... are MR-like, all others CT-like. Of "dementia", seeds 0, 1,
             2, 3, 4, ... have the diagnoses NC, AD, sMCI, pMCI, NC, ...
         shape: (D, H, W) in voxels. Alone it keeps the field of view and changes the spacing; on coarse grids small
@@ -245,9 +248,31 @@ def make(kind: str, seed: int, shape: Shape = None, spacing: Spacing = None) -> 
         ValueError: on an unknown kind, a negative seed, or a shape or spacing out of range.
     """
     rng, canvas, affine = _subject(kind, seed, shape, spacing)
-    images = {"brain": _brain_image, "hippocampus": _hippocampus_image, "dementia": dementia_image}
+    images = {
+        "brain": _brain_image,
+        "hippocampus": _hippocampus_image,
+        "dementia": dementia_image,
+        "fetal": fetal.image,
+    }
     image = (_mr_image if is_mr(kind, seed) else images.get(kind, _abdomen_image))(rng, canvas)
     return Subject(image.astype(np.float32), _labels(canvas, kind), affine)
+
+
+def landmarks(kind: str, seed: int) -> dict[str, np.ndarray]:
+    """Return the points of the subject that `make` makes of these arguments, on any grid.
+
+    Args:
+        kind: "fetal"; other kinds have no points, {}.
+        seed: as in `make`.
+
+    Returns:
+        Name to (3,) float64, exact, in RAS mm.
+    """
+    return fetal.points(fetal.draw(_random(kind, seed))) if kind == "fetal" else {}
+
+
+def _random(kind: str, seed: int) -> Generator:
+    return np.random.default_rng([STREAMS[kind], seed])
 
 
 def is_mr(kind: str, seed: int) -> bool:
@@ -276,16 +301,14 @@ def _subject(kind: str, seed: int, shape: Shape, spacing: Spacing) -> tuple[Gene
     chosen, spaced = complete_grid(kind, shape, spacing)
     if seed < 0:
         raise ValueError(f"seed {seed} must be 0 or above")
-    rng = np.random.default_rng([KINDS.index(kind), seed])
+    rng = _random(kind, seed)
     if kind == "hippocampus" and shape is None:  # crops differ in shape, as in Decathlon Task04
         wanted = rng.normal(GRIDS[kind][0], (2, 3, 3)) / spaced
         least, most = np.array((31, 40, 26)) / spaced, np.array((43, 59, 47)) / spaced
         chosen = tuple(int(n) for n in np.rint(np.clip(wanted, least, most)))
     axes = [(np.arange(n) - (n - 1) / 2) * s for n, s in zip(chosen, spaced, strict=True)]
-    if kind == "dementia":
-        canvas = dementia(rng, axes, seed)
-    else:
-        canvas = {"brain": _brain, "hippocampus": _hippocampus}.get(kind, _abdomen)(rng, axes, kind)
+    painters = {"brain": _brain, "hippocampus": _hippocampus, "fetal": fetal.paint}
+    canvas = dementia(rng, axes, seed) if kind == "dementia" else painters.get(kind, _abdomen)(rng, axes, kind)
     affine = np.diag((*spaced, 1.0))
     affine[:3, 3] = [axis[0] for axis in axes]
     return rng, canvas, affine

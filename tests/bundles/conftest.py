@@ -15,7 +15,7 @@ from monai.bundle import ConfigWorkflow
 from mambamim_nets import HyMambaSeg, phantom
 
 BUNDLES = Path(__file__).parents[2] / "bundles"
-KINDS = {"btcv_seg": "abdomen", "amos_seg": "amos", "brats_seg": "brain"}
+KINDS = {"btcv_seg": "abdomen", "amos_seg": "amos", "brats_seg": "brain", "fetal_landmarks": "fetal"}
 SMALL = {
     "msd_seg": {"roi_size": [32, 32, 32], "batch_size": 4, "cache": "memory", "device": "$torch.device('cpu')"},
     **{
@@ -41,6 +41,13 @@ SMALL = {
         "roi_size": [32, 32, 32],
         "batch_size": 4,
         "decoder_width": 32,
+        "device": "$torch.device('cpu')",
+    },
+    "fetal_landmarks": {
+        "spacing": [4.0, 4.0, 4.0],
+        "roi_size": [32, 32, 32],
+        "sigma": 1.5,
+        "width": 8,
         "device": "$torch.device('cpu')",
     },
 }

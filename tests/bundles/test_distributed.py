@@ -99,7 +99,7 @@ def test_training_and_pretraining_run_and_resume_on_two_processes(data, tmp_path
     assert (tmp_path / "pretrain" / "reconstruction.png").is_file()
 
 
-@pytest.mark.parametrize("name", ["msd_seg", "pretrain"])
+@pytest.mark.parametrize("name", ["msd_seg", "pretrain", "fetal_landmarks"])
 def test_the_handlers_that_only_rank_0_runs_are_those_that_write(name):
     base, override = (json.loads(Path(file).read_text()) for file in files(name, "train", "multi_gpu_train"))
     parser = ConfigParser(base)

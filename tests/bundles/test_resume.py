@@ -54,10 +54,20 @@ def assert_identical(a, b, where="checkpoint"):
         ("pretrain", {"num_workers": 1}),
         ("msd_seg", {"num_workers": 0, "val_interval": 3, "scan": "shuffle"}),
         ("msd_seg", {"num_workers": 1, "val_interval": 3, "ema": 0.9}),
+        ("fetal_landmarks", {"num_workers": 0, "val_interval": 3}),
     ],
-    ids=["pretrain", "pretrain in a worker", "msd_seg, shuffled tokens", "msd_seg in a worker, averaged"],
+    ids=[
+        "pretrain",
+        "pretrain in a worker",
+        "msd_seg, shuffled tokens",
+        "msd_seg in a worker, averaged",
+        "fetal_landmarks",
+    ],
 )
-def test_an_interrupted_run_ends_bit_exactly_where_an_uninterrupted_one_does(workflow, data, tmp_path, name, options):
+def test_an_interrupted_run_ends_bit_exactly_where_an_uninterrupted_one_does(
+    workflow, data_of, tmp_path, name, options
+):
+    data = data_of(name)
     run(workflow, name, tmp_path / "whole", data, **options)
     run(workflow, name, tmp_path / "parts", data, stop_in_epoch=3, **options)
     assert saved(tmp_path / "parts")["epoch"] == 2

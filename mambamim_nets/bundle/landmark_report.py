@@ -1,0 +1,186 @@
+"""What people look at: errors and overlays of an evaluation of landmarks; points, lengths, previews of new scans."""
+
+import csv
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch.distributed as dist
+from ignite.engine import Events
+from monai.engines import Evaluator
+from monai.transforms import LoadImage
+
+from mambamim_nets.bundle.landmark_files import write_markups, write_table
+from mambamim_nets.bundle.landmark_pictures import landmark_figure, landmark_overlay, sdr_curve
+from mambamim_nets.bundle.landmark_tables import LandmarkCase, LandmarkTable, length_mm
+from mambamim_nets.bundle.launch import process_rank
+from mambamim_nets.bundle.pictures import figure_array
+from mambamim_nets.bundle.scans import LoadScand, ScanLoader
+
+__all__ = ["LandmarkPicture", "LandmarkReport", "LandmarkScanReport"]
+
+logger = logging.getLogger("mambamim_nets")
+BIOMETRY = "biometry.csv"
+
+
+class LandmarkReport:
+    """Collect the errors of every case in world space; write tables, the curve of detection rates and overlays.
+
+    Expects ``points``, ``confidence`` and ``image`` of `DecodeLandmarksd`, and batches with ``case`` and ``landmarks``;
+    attached to an evaluator.
+
+    Args:
+        names: of the points.
+        lengths: name -> its two ends.
+        folder: where files go.
+        pictures: how many overlay pictures to draw at most, over all processes.
+    """
+
+    def __init__(
+        self, names: Sequence[str], lengths: Mapping[str, Sequence[str]], folder: str, pictures: int = 8
+    ) -> None:
+        self.names, self.lengths, self.folder = list(names), dict(lengths), Path(folder)
+        processes = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+        self.pictures = (pictures + processes - 1 - process_rank()) // processes  # this process's share
+        self.table = LandmarkTable(self.names, self.lengths)
+
+    def attach(self, engine: Evaluator) -> None:
+        engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
+        engine.add_event_handler(Events.COMPLETED, self._write)
+
+    def _start(self, engine: Evaluator) -> None:
+        self.table = LandmarkTable(self.names, self.lengths)
+
+    def _collect(self, engine: Evaluator) -> None:
+        for source, item in zip(engine.state.batch, engine.state.output, strict=True):
+            case = source["case"]
+            points, truth = item["points"].numpy(), source["landmarks"].cpu().numpy()
+            self.table.add(case, LandmarkCase(points, truth, item["confidence"].numpy()))
+            if self.pictures > 0:
+                self.pictures -= 1
+                image: Any = LoadImage(image_only=True, ensure_channel_first=True)(
+                    item["image"].meta["filename_or_obj"]
+                )
+                path = self.folder / f"{case}_overlay.png"
+                landmark_overlay(image, points, self.names, self.lengths, path, case, truth)
+                logger.info("picture: %s", path)
+
+    def _write(self, engine: Evaluator) -> None:
+        summary, rates = self.table.write(self.folder), self.table.detection_rates()
+        if process_rank() == 0:
+            title = f"success detection rate, {summary.split(';', 1)[0]}"
+            logger.info("picture: %s", sdr_curve(rates, self.folder / "sdr.png", title))
+            logger.info("errors of %s\n%s", self.folder, summary)
+
+
+class LandmarkScanReport:
+    """Write what was found in every new scan: points (CSV in RAS, .mrk.json in LPS), overlay, a row of biometry.csv.
+
+    Expects ``points`` and ``confidence`` of `DecodeLandmarksd` and batches with ``name``; attached to an evaluator.
+    A scan whose results cannot be written is recorded as failed; the others go on.
+
+    Args:
+        loader: of the scans; its data set's items say where they came from.
+        names: of the points.
+        lengths: name -> its two ends.
+        folder: where files go.
+        pictures: whether to draw overlays.
+        min_confidence: points below are named in the column "check" and in the log.
+
+    Raises:
+        ValueError: if the folder's biometry.csv is of other lengths.
+    """
+
+    def __init__(
+        self,
+        loader: ScanLoader,
+        names: Sequence[str],
+        lengths: Mapping[str, Sequence[str]],
+        folder: str,
+        pictures: bool = True,
+        min_confidence: float = 0.3,
+    ) -> None:
+        self.loader, self.names, self.lengths = loader, list(names), dict(lengths)
+        self.folder, self.pictures, self.min_confidence = Path(folder), pictures, min_confidence
+        self.items = {item["name"]: item for item in loader.dataset.data}
+        self.columns = ["scan", *(f"{length} (mm)" for length in self.lengths), "confidence", "check"]
+        self.rows = self._earlier_rows()
+
+    def attach(self, engine: Evaluator) -> None:
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
+
+    def _collect(self, engine: Evaluator) -> None:
+        for source, item in zip(engine.state.batch, engine.state.output, strict=True):
+            name = source["name"]
+            try:
+                self._write(name, item["points"].numpy(), item["confidence"].numpy())
+            except Exception as error:
+                logger.exception("%s: its results could not be written", name)
+                self.loader.failures[name] = f"{type(error).__name__}: {error}"
+
+    def _write(self, name: str, points: np.ndarray, confidence: np.ndarray) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        found = dict(zip(self.names, points, strict=True))
+        sure = dict(zip(self.names, confidence.tolist(), strict=True))
+        path = write_table(self.folder / f"{name}_landmarks.csv", {name: found}, "RAS", {name: sure})
+        notes = {point: f"confidence {value:.2f}" for point, value in sure.items()}
+        write_markups(self.folder / f"{name}_landmarks.mrk.json", found, "LPS", notes)
+        lengths = {length: length_mm(points, self.names, ends) for length, ends in self.lengths.items()}
+        doubtful = [point for point, value in sure.items() if not value >= self.min_confidence]
+        measured = [f"{mm:.2f}" for mm in lengths.values()]
+        self.rows[name] = [name, *measured, f"{min(sure.values()):.3f}", " ".join(doubtful)]
+        self._write_rows()
+        told = ", ".join(f"{length} {mm:.1f} mm" for length, mm in lengths.items())
+        logger.info("%s: %s, confidence %.2f", path, told, min(sure.values()))
+        if doubtful:
+            logger.warning("%s: look at %s: confidence below %g", name, ", ".join(doubtful), self.min_confidence)
+        if self.pictures:
+            image: Any = LoadScand("image")(self.items[name])["image"]
+            picture = self.folder / f"{name}_preview.png"
+            landmark_overlay(image, points, self.names, self.lengths, picture, name)
+            logger.info("picture: %s", picture)
+
+    def _write_rows(self) -> None:
+        path = self.folder / BIOMETRY
+        part = path.with_name(f".{os.getpid()}.{path.name}")
+        with part.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([self.columns, *(self.rows[key] for key in sorted(self.rows))])
+        os.replace(part, path)
+
+    def _earlier_rows(self) -> dict[str, list[str]]:
+        """Return the rows that earlier runs left, so that a folder may be filled in several runs."""
+        path = self.folder / BIOMETRY
+        if not path.is_file():
+            return {}
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.reader(file))
+        if not rows or rows[0] != self.columns:
+            raise ValueError(f"{path} has other columns than {self.columns}; give another --output_dir")
+        return {row[0]: row for row in rows[1:]}
+
+
+class LandmarkPicture:
+    """Show the first validation case in TensorBoard, predicted and true points; attached to an evaluator.
+
+    Args:
+        names: of the points.
+        lengths: name -> its two ends.
+        writer: a TensorBoard SummaryWriter, or None: no pictures.
+    """
+
+    def __init__(self, names: Sequence[str], lengths: Mapping[str, Sequence[str]], writer: Any = None) -> None:
+        self.names, self.lengths, self.writer = list(names), dict(lengths), writer
+
+    def attach(self, engine: Evaluator) -> None:
+        if self.writer is not None:
+            engine.add_event_handler(Events.ITERATION_COMPLETED(once=1), self)
+
+    def __call__(self, engine: Evaluator) -> None:
+        item, source = engine.state.output[0], engine.state.batch[0]
+        points, truth = item["points"].numpy(), source["landmarks"].cpu().numpy()
+        figure = landmark_figure(item["image"].cpu(), points, self.names, self.lengths, source["case"], truth)
+        self.writer.add_image("validation", figure_array(figure), engine.state.epoch, dataformats="HWC")
