@@ -17,8 +17,10 @@ LABELS: dict[str, dict[int, str]] = {
         ("spleen", "right kidney", "left kidney", "gallbladder", "oesophagus", "liver", "stomach", "aorta",
          "inferior vena cava", "pancreas", "right adrenal gland", "left adrenal gland", "duodenum", "urinary bladder",
          "prostate or uterus"), start=1)),
+    "ctorg": dict(enumerate(("liver", "bladder", "lungs", "kidneys", "bone", "brain"), start=1)),
+    "kits": {1: "kidney", 2: "tumour", 3: "cyst"},
 }  # fmt: skip
-"""Label value to name, per kind: BTCV, BraTS, Medical Segmentation Decathlon and AMOS22 values.
+"""Label value to name, per kind: BTCV, BraTS, Medical Segmentation Decathlon, AMOS22, CT-ORG and KiTS23 values.
 
 A subject's random stream starts from the position of its kind here, so new kinds go last.
 """
@@ -38,6 +40,7 @@ GRIDS |= {
     "brain": ((96, 112, 96), 1.75, 32),
     "hippocampus": ((36, 51, 36), 1.0, 16),
     "amos": ((128, 108, 146), 2.8, 32),
+    "ctorg": ((90, 76, 236), 4.0, 32),
 }
 
 Nodes = Sequence[tuple[float, float, float, float]]
