@@ -1,4 +1,4 @@
-"""Data sets that are folders and names only: KiTS23 and CT-ORG as downloaded, and their folds (others: test_layouts)."""
+"""Data sets that are folders and names only: KiTS23 and CT-ORG as downloaded, and their folds (see test_layouts)."""
 
 from pathlib import Path
 
