@@ -1,5 +1,6 @@
 """The callables that the bundles' configurations name."""
 
+from mambamim_nets.bundle.channels import channel_of, modality_of
 from mambamim_nets.bundle.check import check_labelled, check_unlabelled
 from mambamim_nets.bundle.checkpoints import Average, Checkpoints
 from mambamim_nets.bundle.classify import (
@@ -61,7 +62,7 @@ from mambamim_nets.bundle.launch import (
     task_spec,
     trained_network,
 )
-from mambamim_nets.bundle.layouts import channel_of, channel_order, labelled_cases, modality_of
+from mambamim_nets.bundle.layouts import channel_order, labelled_cases
 from mambamim_nets.bundle.memory import checkpoint_activations, reuse_memory
 from mambamim_nets.bundle.painted import PaintedCrops
 from mambamim_nets.bundle.pictures import overlay, reconstruction

@@ -15,14 +15,14 @@ from mambamim_nets.bundle.pictures import (
     MUTED,
     PLANES,
     TEXT,
-    _grid,
-    _plane_title,
-    _same,
-    _save,
-    _show,
-    _slice,
-    _volume,
-    _window,
+    as_volume,
+    grey_limits,
+    lay_out,
+    plane_slice,
+    plane_title,
+    same_shape,
+    save_figure,
+    show_plane,
 )
 from mambamim_nets.bundle.scores import Interval, curve
 
@@ -43,7 +43,7 @@ def saliency(
     spacing: Sequence[float] = (1.0, 1.0, 1.0),
 ) -> Path:
     """Write `saliency_figure` as a PNG file and return its path."""
-    return _save(saliency_figure(image, heat, title, meaning, spacing), path)
+    return save_figure(saliency_figure(image, heat, title, meaning, spacing), path)
 
 
 def saliency_figure(
@@ -67,19 +67,19 @@ def saliency_figure(
     """
     from matplotlib import colormaps
 
-    image = _volume(image, "image")
-    heat = np.clip(_same(_volume(heat, "heat"), image, "heat"), 0, 1)
+    image = as_volume(image, "image")
+    heat = np.clip(same_shape(as_volume(heat, "heat"), image, "heat"), 0, 1)
     position = np.unravel_index(int(heat.argmax()), heat.shape) if heat.any() else [n // 2 for n in heat.shape]
     position = [int(index) for index in position]
-    figure, axes = _grid(image.shape, spacing, rows_are_planes=False, n_other=1, title=title, legend=0)
-    limits = _window(image, None)
+    figure, axes = lay_out(image.shape, spacing, rows_are_planes=False, n_other=1, title=title, legend=0)
+    limits = grey_limits(image, None)
     for axis, plane in zip(axes[0], PLANES, strict=True):
-        extent = _show(axis, image, plane, position, spacing, limits)
-        values = _slice(heat, plane, position)
+        extent = show_plane(axis, image, plane, position, spacing, limits)
+        values = plane_slice(heat, plane, position)
         colours = colormaps["inferno"](values)
         colours[..., 3] = 0.75 * values
         axis.imshow(colours, extent=extent, interpolation="bilinear", aspect="equal")
-        axis.set_title(_plane_title(plane, position, image.shape), color=MUTED, fontsize=8, pad=4)
+        axis.set_title(plane_title(plane, position, image.shape), color=MUTED, fontsize=8, pad=4)
     if meaning:
         axes[0][0].set_ylabel(meaning, color=TEXT, fontsize=9, labelpad=6, parse_math=False)
     return figure
@@ -123,4 +123,4 @@ def roc(
     axis.tick_params(colors=MUTED, labelsize=8)
     for spine in axis.spines.values():
         spine.set_color(MUTED)
-    return _save(figure, path)
+    return save_figure(figure, path)

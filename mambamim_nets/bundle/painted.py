@@ -9,12 +9,15 @@ from monai.transforms import Randomizable
 
 from mambamim_nets.phantom import render
 from mambamim_nets.phantom.anatomy import LABELS, SAME_LABEL
+from mambamim_nets.phantom.kidneys import KITS_SAME
 from mambamim_nets.phantom.painting import NAMES, Anatomy, paint, read_anatomy
+from mambamim_nets.phantom.torso import CTORG_SAME
 
 __all__ = ["PaintedCrops"]
 
 SEED_RANGE = 2**31 - 1
 SAME = SAME_LABEL | {"hepatic vessel": "liver"}  # what is part of an organ
+PARTS = CTORG_SAME | KITS_SAME  # what is part of an organ for tasks that have a label of that name
 
 
 class PaintedCrops(Randomizable, Dataset):
@@ -81,6 +84,7 @@ def _anatomies(source: Mapping[str, Any], spacing: float, labels: Mapping[int, s
             f"{sorted(LABELS)}"
         )
     same = {part: whole for part, whole in SAME.items() if part not in labels.values()}
+    same |= {part: whole for part, whole in PARTS.items() if whole in labels.values()}
     made = []
     for subject in range(source.get("subjects", 20)):
         ids, number, _, _ = render.tissues(source["phantom"], seed=100_000 + subject, spacing=spacing)

@@ -106,9 +106,9 @@ def overlay_figure(
         ValueError: the shapes differ or are not 3-D.
     """
     image = as_volume(image, "image")
-    maps = {"prediction" if reference is not None else "": _same(as_volume(label, "label"), image, "label")}
+    maps = {"prediction" if reference is not None else "": same_shape(as_volume(label, "label"), image, "label")}
     if reference is not None:
-        maps["reference"] = _same(as_volume(reference, "reference"), image, "reference")
+        maps["reference"] = same_shape(as_volume(reference, "reference"), image, "reference")
     maps = {name: np.rint(values).astype(np.int32) for name, values in maps.items()}
     classes = {
         int(value): str(name) for value, name in sorted(labels.items(), key=lambda item: int(item[0])) if int(value)
@@ -124,7 +124,7 @@ def overlay_figure(
         for column, plane in enumerate(PLANES):
             axis = axes[row][column]
             extent = show_plane(axis, image, plane, position, spacing, limits)
-            _outline(axis, _slice(values, plane, position), classes, extent)
+            _outline(axis, plane_slice(values, plane, position), classes, extent)
             if row == 0:
                 axis.set_title(plane_title(plane, position, image.shape), color=MUTED, fontsize=8, pad=4)
         if name:
@@ -159,8 +159,8 @@ def reconstruction_figure(
         ValueError: the shapes differ or are not 3-D.
     """
     image = as_volume(image, "image")
-    visible = _same(as_volume(visible, "visible"), image, "visible") > 0.5
-    rebuilt = _same(as_volume(rebuilt, "rebuilt"), image, "rebuilt")
+    visible = same_shape(as_volume(visible, "visible"), image, "visible") > 0.5
+    rebuilt = same_shape(as_volume(rebuilt, "rebuilt"), image, "rebuilt")
     position = tuple(n // 2 for n in image.shape)
     limits = grey_limits(image, window)
     figure, axes = lay_out(image.shape, spacing, rows_are_planes=True, n_other=3, title=title, legend=0)
@@ -170,7 +170,7 @@ def reconstruction_figure(
             axis = axes[row][column]
             extent = show_plane(axis, values, plane, position, spacing, limits, smooth=False)
             if column == 1:
-                _hide(axis, _slice(visible, plane, position), extent)
+                _hide(axis, plane_slice(visible, plane, position), extent)
             if row == 0:
                 axis.set_title(headings[column], color=TEXT, fontsize=9, pad=5)
         axes[row][0].set_ylabel(plane_title(plane, position, image.shape), color=MUTED, fontsize=8, labelpad=6)
@@ -238,7 +238,7 @@ def show_plane(
     smooth: bool = True,
 ) -> tuple[float, float, float, float]:
     """Draw one plane to scale, with its letters; return its extent in mm (left, right, bottom, top)."""
-    picture = _slice(volume, plane, position)
+    picture = plane_slice(volume, plane, position)
     extent = (0.0, picture.shape[1] * spacing[plane.across], 0.0, picture.shape[0] * spacing[vertical_axis(plane)])
     interpolation = "bicubic" if smooth else "nearest"
     axis.imshow(
@@ -349,7 +349,7 @@ def as_volume(values: Any, name: str) -> np.ndarray:
     return array
 
 
-def _same(array: np.ndarray, image: np.ndarray, name: str) -> np.ndarray:
+def same_shape(array: np.ndarray, image: np.ndarray, name: str) -> np.ndarray:
     if array.shape != image.shape:
         raise ValueError(f"{name} {array.shape} must have the shape of image {image.shape}")
     return array
@@ -360,7 +360,7 @@ def vertical_axis(plane: _Plane) -> int:
     return 3 - plane.through - plane.across
 
 
-def _slice(volume: np.ndarray, plane: _Plane, position: Sequence[int]) -> np.ndarray:
+def plane_slice(volume: np.ndarray, plane: _Plane, position: Sequence[int]) -> np.ndarray:
     """Return one plane as a picture: rows from anterior or superior, columns from right or anterior."""
     picture = np.take(volume, position[plane.through], axis=plane.through)  # across < up for every plane
     return picture.T[::-1, ::-1]

@@ -22,9 +22,9 @@ import numpy as np
 from monai.data import Dataset, list_data_collate
 from tqdm import tqdm
 
+from mambamim_nets.bundle.channels import channel_of, modality_of
 from mambamim_nets.bundle.check import Volume, image_problems, inspect_image
 from mambamim_nets.bundle.datalist import some, stem
-from mambamim_nets.bundle.layouts import channel_of, modality_of
 from mambamim_nets.bundle.loading import ENDINGS, NIBABEL, LoadScand, read_scan
 from mambamim_nets.bundle.series import is_dicom, series_of
 

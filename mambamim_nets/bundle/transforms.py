@@ -28,7 +28,7 @@ from monai.transforms import (
     Transform,
 )
 
-from mambamim_nets.bundle.layouts import channel_of
+from mambamim_nets.bundle.channels import channel_of
 
 __all__ = ["SelectChannelsd", "augmentations", "distortions", "intensity", "nonzero", "stored_order"]
 

@@ -9,10 +9,10 @@ own intensities, texture and noise. Painting fills a map of tissues; image and l
 
 Glossary
     body millimetres   x to the patient's right, y to the front, z upwards (RAS); the volume's centre is about (0, 0, 0)
-                       (amos: (0, 0, -64))
+                       (amos: (0, 0, -64), ctorg: (0, 0, 190))
     path               rows (x, y, z, radius), all in mm
-    tissue             a name in HU, AMOS_HU, BRAIN, HIPPOCAMPUS, dementia.T1 or fetal.TISSUES; painted in table order,
-                       later over earlier
+    tissue             a name in HU, AMOS_HU, ..., BRAIN, HIPPOCAMPUS, dementia.T1 or fetal.TISSUES; painted in table
+                       order, later over earlier
     field of view      fixed per kind; `shape` and `spacing` only choose how finely it is sampled (both: crop or pad)
 """
 

@@ -17,16 +17,18 @@ LABELS: dict[str, dict[int, str]] = {
         ("spleen", "right kidney", "left kidney", "gallbladder", "oesophagus", "liver", "stomach", "aorta",
          "inferior vena cava", "pancreas", "right adrenal gland", "left adrenal gland", "duodenum", "urinary bladder",
          "prostate or uterus"), start=1)),
+    "ctorg": dict(enumerate(("liver", "bladder", "lungs", "kidneys", "bone", "brain"), start=1)),
+    "kits": {1: "kidney", 2: "tumour", 3: "cyst"},
     "dementia": {1: "ventricle", 2: "hippocampus"},
     "fetal": {1: "cerebellar hemispheres", 2: "vermis"},
 }  # fmt: skip
-"""Label value to name, per kind: BTCV, BraTS, Medical Segmentation Decathlon and AMOS22 values; "dementia" and "fetal"
-have their own."""
+"""Label value to name, per kind: BTCV, BraTS, Medical Segmentation Decathlon, AMOS22, CT-ORG and KiTS23 values;
+"dementia" and "fetal" have their own."""
 
 KINDS = tuple(LABELS)
 STREAMS = {
     "abdomen": 0, "brain": 1, "hippocampus": 2, "pancreas": 3, "hepatic_vessel": 4, "spleen": 5, "amos": 6,
-    "dementia": 7, "fetal": 1000,
+    "ctorg": 7, "kits": 8, "dementia": 7, "fetal": 1000,
 }  # fmt: skip
 """What random numbers start from, with a subject's seed. A new kind may have any; another number is another subject."""
 MODALITIES = {kind: ("CT",) for kind in KINDS} | {"brain": ("flair", "t1ce", "t1", "t2"), "hippocampus": ("MRI",)}
@@ -45,6 +47,7 @@ GRIDS |= {
     "amos": ((128, 108, 146), 2.8, 32),
     "dementia": ((84, 102, 84), 2.0, 32),
     "fetal": ((104, 104, 104), 1.25, 24),
+    "ctorg": ((90, 76, 236), 4.0, 32),
 }
 
 Nodes = Sequence[tuple[float, float, float, float]]

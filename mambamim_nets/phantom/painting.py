@@ -49,10 +49,11 @@ PRIOR = {
     "disc": (80, 0), "cord": (35, 0), "muscle": (55, 10), "fat": (-105, 0), "skin": (10, 0), "air": (-1000, 0),
     "trachea": (-990, 0), "subcutaneous fat": (-105, 0), "renal sinus": (-30, 60),
     "bowel content": (25, 0), "bowel gas": (-800, 0), "gas": (-900, 0), "content": (25, 0),
+    "lungs": (-840, 20), "kidneys": (32, 150), "bladder": (8, 0), "brain": (37, 8),
 }  # fmt: skip
 SOFT = (45, 25)
 HOLLOW = {"stomach": 0.6, "duodenum": 0.3, "bowel": 0.4, "colon": 0.7}  # share that content and gas may take
-FIXED = ("air", "gas", "bowel gas", "lung", "trachea")  # keep their HU in any CT
+FIXED = ("air", "gas", "bowel gas", "lung", "lungs", "trachea")  # keep their HU in any CT
 SHELL, SHELLS = 4.0, 10  # mm, number
 
 
@@ -183,7 +184,7 @@ def paint(
         if free and name not in FIXED:
             value = rng.uniform(-175, 250)
         image[where] = value
-        if name in ("liver", "lung") and rng.random() < 0.7:  # vessels
+        if name in ("liver", "lung", "lungs") and rng.random() < 0.7:  # vessels
             image[where & (np.abs(waves[1]) < 0.12)] += rng.uniform(10, 70) if name == "liver" else 600
     image += rng.uniform(0, 12) * waves[1] * (image > -500)
     image = gaussian_filter(image, rng.uniform(0.25, 0.75, 3))

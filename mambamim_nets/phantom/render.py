@@ -33,10 +33,29 @@ from mambamim_nets.phantom.anatomy import (
 )
 from mambamim_nets.phantom.canvas import Axes, Canvas
 from mambamim_nets.phantom.dementia import cortex, dementia, dementia_image
+from mambamim_nets.phantom.kidneys import KITS_HU, KITS_SAME, masses
 from mambamim_nets.phantom.pelvis import AMOS_HU, JOINTS, LIMBS, LOOPS, MR, TRUNKS, organs
+from mambamim_nets.phantom.torso import (
+    AIRWAYS,
+    APEX,
+    ARCH,
+    CENTRE,
+    CHEST,
+    CTORG_HU,
+    CTORG_SAME,
+    HEAD,
+    JAW,
+    SHOULDERS,
+    first_branches,
+    narrowing,
+)
 
 Shape = Sequence[int] | None
 Spacing = Sequence[float] | float | None
+
+TISSUE_HU = {"amos": AMOS_HU, "ctorg": CTORG_HU, "kits": KITS_HU}  # else HU
+EVERY_HU = AMOS_HU | CTORG_HU | KITS_HU
+HALF_SIDES = {"amos": 206, "ctorg": 472}  # of the field of view, the longest, mm; else 157
 
 
 class Subject(NamedTuple):
@@ -77,47 +96,56 @@ def _tree(
 
 
 def _abdomen(rng: Generator, axes: Axes, kind: str) -> Canvas:
-    amos = kind == "amos"
-    canvas = Canvas(rng, axes, tuple(AMOS_HU if amos else HU), size=206 if amos else 157, bend=3.5, scale=0.05)
+    ctorg = kind == "ctorg"
+    hip = ctorg or kind == "amos"  # reaches down to the hips
+    canvas = Canvas(rng, axes, tuple(TISSUE_HU.get(kind, HU)), size=HALF_SIDES.get(kind, 157), bend=3.5, scale=0.05)
     x, y, z = canvas.body
-    z -= 64 if amos else 0  # the volume's centre lies between abdomen and pelvis
+    z += CENTRE if ctorg else -64 if hip else 0  # the volume's centre lies in the chest, or between abdomen and pelvis
     z += rng.uniform(-8, 8)  # in place: where the scan starts
     # Trunk: distance in mm outside the abdominal cavity, a superellipse of half axes 122 and 86 mm around (0, -8),
-    # wider and further back at the hips.
-    hips = np.clip((-70 - z) / 120, 0, 1) ** 2 if amos else 0
-    depth = np.abs(x / (122 + 30 * hips)) ** 2.3 + np.abs((y + 8 + 20 * hips) / (86 + 16 * hips)) ** 2.3
+    # wider and further back at the hips, narrow at the neck.
+    hips = np.clip((-70 - z) / 120, 0, 1) ** 2 if hip else 0
+    neck = narrowing(z) if ctorg else 0
+    width, girth = (122 + 30 * hips) * (1 - 0.6 * neck), (86 + 16 * hips) * (1 - 0.4 * neck)
+    depth = np.abs(x / width) ** 2.3 + np.abs((y + 8 + 20 * hips) / girth) ** 2.3
     depth = (depth ** (1 / 2.3) - 1) * 95
+    if ctorg:
+        depth = np.maximum(depth * (1 - 0.5 * neck), z - JAW)
     wall, fat = rng.uniform(8, 12), rng.uniform(4, 16)
     canvas.fill("skin", depth < wall + fat + 3)
     canvas.fill("subcutaneous fat", depth < wall + fat)
     canvas.fill("muscle", depth < wall)
     rib = (np.abs((z + 0.7 * y) / 27 % 1 - 0.5) < 0.22) & (z > 0.7 * y - 20) & (y < 50)
-    canvas.fill("bone", rib & (depth > 1) & (depth < wall - 1))
+    canvas.fill("bone", rib & (depth > 1) & (depth < wall - 1) & (not ctorg or z < APEX))
     # At the hips, muscle reaches deeper on the sides and behind.
     canvas.fill("fat", depth < -24 * hips * np.clip((x / 115) ** 2 + np.maximum(-(y + 30) / 70, 0), 0, 1))
+    if ctorg:
+        canvas.fill("muscle", (depth < 0) & (z > APEX))
     dome = 96 - 30 * ((np.abs(x) - 58) / 60) ** 2 - 30 * (y / 86) ** 2
-    canvas.fill("lung", (depth < -1) & (z > dome) & (np.abs(x + 6) > 22 + 0.1 * y))
+    lung = (depth < -1) & (z > dome) & (np.abs(x + 6) > 22 + 0.1 * y)
+    canvas.fill("lung", lung & (not ctorg or z < APEX - 90 * (np.abs(x) / 122) ** 4))
     shell = ("air", "skin", "subcutaneous fat")
     canvas.paint(FRAME, keep=shell, shift=1)
+    if ctorg:
+        canvas.paint(CHEST, keep=shell, shift=1)
+        canvas.paint((*SHOULDERS, *HEAD), shift=0, girth=0.02)
     canvas.fill("disc", canvas.where("marrow") & (np.abs(z / 34 % 1 - 0.5) < 0.1))
     frame: tuple[str, ...] = (*shell, "muscle", "bone", "marrow", "cord", "disc", "lung")
-    if amos:
+    if hip:
         canvas.paint(LIMBS, shell, shift=1)
         canvas.paint(JOINTS, shell, shift=0, girth=0)
         frame += ("cartilage",)
     # Small bowel: loops wandering in the lower middle, with content and gas.
-    low, high, loops = LOOPS if amos else (np.array((-62, -5, -140)), np.array((62, 58, -58)), 5)
+    low, high, loops = LOOPS if hip else (np.array((-62, -5, -140)), np.array((62, 58, -58)), 5)
     for _ in range(loops):
         loop = np.clip(rng.uniform(low, high) + np.cumsum(rng.normal(0, 22, (9, 3)), 0), low, high)
         for tissue, radius in (("bowel", 12), ("bowel content", 8)):
             canvas.paint([Part(tissue, [[(*point, radius) for point in loop]])], frame)
     gas = [[(*rng.uniform(low, high), rng.uniform(8, 15))] for _ in range(8)]
     canvas.paint([Part("bowel gas", gas, only=("bowel", "bowel content"))])
-    if amos:
+    if hip:
         canvas.paint(organs(rng), frame)
-    canvas.paint(
-        BELLY if amos else [part._replace(tissue=BOWEL.get(part.tissue, part.tissue)) for part in BELLY], frame
-    )
+    canvas.paint(BELLY if hip else [part._replace(tissue=BOWEL.get(part.tissue, part.tissue)) for part in BELLY], frame)
     canvas.paint(
         [Part("bowel content", [[(x, y, z, r - 4) for x, y, z, r in COLON_PATH]], only=("bowel",), wobble=0.3)]
     )
@@ -132,12 +160,18 @@ def _abdomen(rng: Generator, axes: Axes, kind: str) -> Canvas:
     if kind == "hepatic_vessel":
         lesions = [[(*_along(rng, LIVER_PATH[:-1], 0.5), rng.uniform(9, 20))] for _ in range(rng.integers(1, 4))]
         canvas.paint([Part("liver tumour", lesions, only=("liver", "hepatic vessel"), wobble=0.15)])
-    canvas.paint(TRUNKS if amos else VESSELS, (*shell, "bone", "marrow"), shift=1)
+    if kind == "kits":
+        canvas.paint(masses(rng))
+    canvas.paint(TRUNKS if hip else VESSELS, (*shell, "bone", "marrow"), shift=1)
+    if ctorg:
+        branches = [path for start, heading in first_branches(rng) for path in _tree(rng, start, heading, 45, 7, 3)]
+        canvas.paint([Part("lung vessel", branches, only=("lung",))], girth=0)
+        canvas.paint((*ARCH, *AIRWAYS), (*shell, "bone", "marrow"), shift=1)
     return canvas
 
 
 def _abdomen_image(rng: Generator, canvas: Canvas) -> np.ndarray:
-    values = np.array([AMOS_HU[name] for name in canvas.index], np.float32)
+    values = np.array([EVERY_HU[name] for name in canvas.index], np.float32)
     values += (np.abs(values) < 300) * rng.normal(0, 6, len(values))  # contrast phase; not air, lung and bone
     image = values[canvas.tissue] + 6 * canvas.waves(40) * (canvas.tissue > 0)
     image = gaussian_filter(image, 0.5) + rng.normal(0, 12, image.shape)
@@ -201,6 +235,7 @@ def _labels(canvas: Canvas, kind: str) -> np.ndarray:
     """Look the label of every voxel up by the name of its tissue."""
     values = {name: value for value, name in LABELS[kind].items()}
     same = SAME_LABEL | ({} if "hepatic vessel" in values else {"hepatic vessel": "liver"})
+    same |= {"ctorg": CTORG_SAME, "kits": KITS_SAME}.get(kind, {})
     return np.array([values.get(same.get(name, name), 0) for name in canvas.index], np.uint8)[canvas.tissue]
 
 
@@ -230,11 +265,12 @@ def make(kind: str, seed: int, shape: Shape = None, spacing: Spacing = None) -> 
 
     Args:
         kind: one of KINDS. "abdomen" carries the 13 BTCV labels; "spleen", "pancreas" and "hepatic_vessel" are other
-            subjects of the same body with the Decathlon labels of those tasks; "amos" reaches down to the hips and
-            carries the 15 AMOS22 labels; "brain" is skull-stripped, with BraTS labels and the channels flair, t1ce,
-            t1, t2 last; "hippocampus" is a crop of varying shape and scale; "dementia" is a skull-stripped T1-like
-            brain with atrophy as in its diagnosis; "fetal" is a skull-stripped brain before birth, turned anyhow by up
-            to 30 degrees, whose points `landmarks` returns.
+            subjects of the same body with the Decathlon labels of those tasks, "kits" with tumours and cysts in the
+            kidneys; "amos" reaches down to the hips and carries the 15 AMOS22 labels; "ctorg" reaches from the hips to
+            the crown, with the 6 CT-ORG labels; "brain" is skull-stripped, with BraTS labels and the channels flair,
+            t1ce, t1, t2 last; "hippocampus" is a crop of varying shape and scale; "dementia" is a skull-stripped
+            T1-like brain with atrophy as in its diagnosis; "fetal" is a skull-stripped brain before birth, turned
+            anyhow by up to 30 degrees, whose points `landmarks` returns.
         seed: 0 or above. Of "amos", seeds 4, 9, 14, ... are MR-like, all others CT-like. Of "dementia", seeds 0, 1,
             2, 3, 4, ... have the diagnoses NC, AD, sMCI, pMCI, NC, ...
         shape: (D, H, W) in voxels. Alone it keeps the field of view and changes the spacing; on coarse grids small

@@ -279,7 +279,11 @@ BTCV = tuple(f"img{number:04d}" for number in (*range(1, 11), *range(21, 41)))
 
 @pytest.mark.parametrize(
     ("bundle", "sizes", "case"),
-    [("btcv_seg", [6] * 5, "img0035"), ("brats_seg", [251, 250, 250, 250, 250], "BraTS2021_01146")],
+    [
+        ("btcv_seg", [6] * 5, "img0035"),
+        ("brats_seg", [251, 250, 250, 250, 250], "BraTS2021_01146"),
+        ("kits23_seg", [98, 98, 98, 98, 97], "case_00004"),
+    ],
 )
 def test_published_folds_divide_every_case_once(bundle, sizes, case):
     path = REPOSITORY / "bundles" / bundle / "configs" / "folds.json"

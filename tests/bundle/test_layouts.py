@@ -9,9 +9,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from mambamim_nets.bundle.channels import channel_of, modality_of
 from mambamim_nets.bundle.check import check_labelled
 from mambamim_nets.bundle.folds import split
-from mambamim_nets.bundle.layouts import channel_of, channel_order, labelled_cases, modality_of
+from mambamim_nets.bundle.layouts import channel_order, labelled_cases
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DATA = Path(os.environ.get("MAMBAMIM_DATA", REPOSITORY.parent / "shared" / "data"))

@@ -15,7 +15,9 @@ from monai.bundle import ConfigWorkflow
 from mambamim_nets import HyMambaSeg, phantom
 
 BUNDLES = Path(__file__).parents[2] / "bundles"
-KINDS = {"btcv_seg": "abdomen", "amos_seg": "amos", "brats_seg": "brain", "fetal_landmarks": "fetal"}
+KINDS = {"btcv_seg": "abdomen", "amos_seg": "amos", "brats_seg": "brain", "ctorg_seg": "ctorg", "kits23_seg": "kits"}
+KINDS |= {"fetal_landmarks": "fetal"}
+EDGES = {"btcv_seg": 8.0, "amos_seg": 8.0, "brats_seg": 4.0, "ctorg_seg": 8.0, "kits23_seg": 8.0}
 SMALL = {
     "msd_seg": {"roi_size": [32, 32, 32], "batch_size": 4, "cache": "memory", "device": "$torch.device('cpu')"},
     **{
@@ -26,7 +28,7 @@ SMALL = {
             "batch_size": 2,
             "device": "$torch.device('cpu')",
         }
-        for name, edge in (("btcv_seg", 8.0), ("amos_seg", 8.0), ("brats_seg", 4.0))
+        for name, edge in EDGES.items()
     },
     "brain_cls": {
         "width": 4,

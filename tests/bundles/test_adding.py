@@ -14,7 +14,9 @@ OWN = ("models", "runs", "phantom", "predictions", "folds.json", "starter.json")
 def test_the_documented_block_makes_a_bundle(data, tmp_path):
     page = (REPOSITORY / "docs" / "ADDING_A_DATASET.md").read_text()
     block = re.search(r"```json\n(.*?)```", page, re.DOTALL).group(1).rstrip().rstrip(",")
-    assert json.loads("{" + block + "}")["labels"].startswith("$mb.named(['liver'")
+    assert json.loads("{" + block + "}")["labels"].startswith("$mb.named(['liver', 'right kidney', 'spleen'")
+    task = json.loads("{" + block + "}")["task"]
+    assert not any(f'"task": "{task}"' in path.read_text() for path in REPOSITORY.glob("bundles/*/configs/train.json"))
     bundle = shutil.copytree(REPOSITORY / "bundles" / "btcv_seg", tmp_path / "new", ignore=shutil.ignore_patterns(*OWN))
     train = bundle / "configs" / "train.json"
     head, body = train.read_text().split('    "body"', 1)
@@ -25,5 +27,5 @@ def test_the_documented_block_makes_a_bundle(data, tmp_path):
     workflow = ConfigWorkflow(config_file=str(train), workflow_type="train", logging_file=False, **options)
     workflow.initialize()
     assert workflow.check_properties() == []
-    assert workflow.parser.get_parsed_content("network_def").out_channels == 7
+    assert workflow.parser.get_parsed_content("network_def").out_channels == 14
     assert workflow.parser.get_parsed_content("spacing") == [4.0, 4.0, 4.0]
