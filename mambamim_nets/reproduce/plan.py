@@ -239,13 +239,23 @@ def _pretraining(part: Mapping[str, Any], budget: Budget, fold: int | str, path:
         "seed": PRETRAIN_SEED,
         "max_epochs": budget.pretrain_epochs,
         "picture_interval": budget.pretrain_epochs,
-        **tables()["pretrain_options"][budget.bundle][budget.task],
+        **_data_options(configs, budget),
         **overrides,
         **budget.pretrain,
         "output_dir": str(folder),
     }
     digest = hashlib.sha256(images.encode()).hexdigest()
     return Run(name, folder, (_arguments(configs, options),), folder / ENCODER, f"images {digest[:16]}")
+
+
+def _data_options(configs: Sequence[Path], budget: Budget) -> dict[str, Any]:
+    """Return how the data set is read; what a method says itself goes before, unless the data set names the method."""
+    options = dict(tables()["pretrain_options"][budget.bundle][budget.task])
+    methods = options.pop("methods", {})
+    for path in configs[1:]:
+        said = json.loads(path.read_text(encoding="utf-8"))
+        options = {key: value for key, value in options.items() if key not in said} | methods.get(path.stem, {})
+    return options
 
 
 def _finetuning(part: Mapping[str, Any], budget: Budget, fold: int | str, seed: int, start: Run | None) -> Run:

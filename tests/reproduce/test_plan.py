@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -81,7 +82,9 @@ def test_pretraining_reads_a_data_set_as_its_bundle_does(bundle, task):
     flips = READ[bundle][task].get("augmentation", {"flip_axes": [0, 1, 2]})["flip_axes"]
     assert flips == said["augmentation"]["flip_axes"], "anatomy that has a side is not mirrored"
     assert READ[bundle][task].get("in_channels", 1) == len(said["channels"])
-    assert set(READ[bundle][task]) <= set(json.loads((BUNDLES / "pretrain" / "configs" / "train.json").read_text()))
+    for options in (READ[bundle][task], *READ[bundle][task].get("methods", {}).values()):
+        valid = set(json.loads((BUNDLES / "pretrain" / "configs" / "train.json").read_text()))
+        assert set(options) - {"methods"} <= valid
 
 
 def test_rows_share_a_pretraining_and_seeds_do_too(budget):
@@ -129,6 +132,21 @@ def test_commands_say_the_whole_budget(budget, data, tmp_path):
     assert option(train, "max_epochs") == "2" and option(train, "pretrained") == str(before.folder / "encoder.pt")
     assert option(evaluate, "checkpoint") == str(after.folder / "checkpoint_last.pt")
     assert "evaluate.json" in option(evaluate, "config_file") and "evaluate.json" not in option(train, "config_file")
+
+
+def test_a_method_keeps_its_own_window_unless_the_data_set_has_one_for_it(budget, tmp_path, monkeypatch):
+    configs = shutil.copytree(BUNDLES, tmp_path / "bundles", ignore=shutil.ignore_patterns("models", "runs", "phantom"))
+    (configs / "pretrain" / "configs" / "own.json").write_text('{"roi_size": [128, 128, 32]}')
+    part = {"configs": ["train.json", "own.json"], "overrides": {}}
+    monkeypatch.setitem(TABLES["scan"]["rows"][0], "pretrain", part)
+
+    def window(task):
+        (step,) = make_plan("scan", budget(bundles=configs, task=task), ["Raster"]).runs[0].steps
+        return option(step, "roi_size"), option(step, "spacing")
+
+    assert window("Task04_Hippocampus") == (None, "[1.0, 1.0, 1.0]")
+    monkeypatch.setitem(READ["msd_seg"]["Task04_Hippocampus"], "methods", {"own": {"roi_size": [64, 64, 32]}})
+    assert window("Task04_Hippocampus") == ("[64, 64, 32]", "[1.0, 1.0, 1.0]")
 
 
 def test_pretraining_never_sees_the_held_out_fold(budget, data):
