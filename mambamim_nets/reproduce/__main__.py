@@ -173,8 +173,7 @@ def main(arguments: Sequence[str] | None = None, launch: Launch | None = None) -
     try:
         budget = budget_of(options)
         plan = make_plan(options.table, budget, options.only)
-        for run in plan.runs:
-            run.check()
+        plan.check()
         if options.dry_run:
             _print_commands(plan)
             return 0

@@ -154,6 +154,17 @@ class Plan:
             found[run] = None
         return list(found)
 
+    def check(self) -> None:
+        """Refuse an output folder in which runs of this table, chosen or not, were made with other settings.
+
+        Raises:
+            ValueError: see `Run.check`.
+        """
+        for cell in (*self.cells, *self.others):
+            for run in (cell.run.after, cell.run):
+                if run is not None:
+                    run.check()
+
 
 def make_plan(name: str, budget: Budget, only: Sequence[str] = ()) -> Plan:
     """Plan the runs of a table.
@@ -295,7 +306,7 @@ def _effective(part: Mapping[str, Any], bundle: Path) -> tuple[list[Path], dict[
 
 def _slug(configs: Sequence[Path], overrides: Mapping[str, Any]) -> str:
     """Return a readable name of everything that is not the default."""
-    words = [path.stem for path in configs[1:]] + [f"{key}-{value}" for key, value in overrides.items()]
+    words = [path.stem for path in configs[1:]] + [f"{key.split('#')[-1]}-{value}" for key, value in overrides.items()]
     return "_".join(re.sub(r"[^\w.-]+", "-", word) for word in words)
 
 

@@ -6,6 +6,7 @@ runs. A difference is the mean over pairs of runs of one fold and seed. CSV: Dic
 """
 
 import csv
+import io
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -132,12 +133,13 @@ def _replace(path: Path, text: str) -> None:
 
 def _csv(found: Sequence[Result]) -> str:
     structures = list(found[0].structures) if found else []
-    lines = [["row", "fold", "seed", "mean_dice", *structures]]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["row", "fold", "seed", "mean_dice", *structures])
     for result in found:
         numbers = [f"{value:.6f}" for value in (result.dice, *(result.structures[name] for name in structures))]
-        lines.append([result.cell.label, str(result.cell.fold), str(result.cell.seed), *numbers])
-    quoted = [[f'"{text}"' if "," in text else text for text in line] for line in lines]
-    return "".join(",".join(line) + "\n" for line in quoted)
+        writer.writerow([result.cell.label, result.cell.fold, result.cell.seed, *numbers])
+    return text.getvalue()
 
 
 def _number(value: float | None, spread: float | None = None, sign: str = "") -> str:

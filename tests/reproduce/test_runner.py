@@ -5,7 +5,7 @@ import json
 import pytest
 
 from mambamim_nets.reproduce.plan import make_plan
-from mambamim_nets.reproduce.runner import duration, execute, launcher, typed
+from mambamim_nets.reproduce.runner import _outlook, duration, execute, launcher, typed
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def test_runs_share_the_machine(plan, fake):
 
 
 def test_a_pretraining_counts_as_finished_when_it_has_ended(plan, fake):
-    stopped = fake(mask_ratio_never=1, **{"mask_ratio-0.25_fold0": 1})
+    stopped = fake(**{"mask_ratio-0.25_fold0": 1})
     run(plan, stopped)
     folder = plan.budget.output / "pretrain" / "mask_ratio-0.25_fold0"
     assert (folder / "encoder.pt").is_file(), "of an epoch before the failure"
@@ -123,6 +123,15 @@ def test_a_command_runs_in_its_own_process_with_its_threads_and_log(tmp_path):
     assert process.wait(120) == 1
     text = log.read_text()
     assert text.startswith("of an earlier start\n") and "threads 3 [1, 2]" in text and "ZeroDivisionError" in text
+
+
+def test_the_time_left_is_that_of_runs_of_the_same_kind(plan):
+    before = next(run for run in plan.runs if run.name.startswith("pretrain/"))
+    after = plan.runs[0]
+    todo = [(after, 0.0), (after, 40.0), (before, 0.0), (before, 90.0)]  # 100, 60, 20 and, later than usual, 0 s left
+    spent = {True: [90.0, 110.0], False: [20.0]}
+    assert _outlook(4, 8, todo, spent, 30.0, jobs=3).endswith("4 of 8 runs finished, 30 s elapsed, about 60 s left")
+    assert _outlook(4, 8, todo, {True: [1.0], False: []}, 30.0, jobs=3).endswith("time left not known yet")
 
 
 @pytest.mark.parametrize(
