@@ -130,6 +130,7 @@ class ReconstructionPictures:
     def __init__(self, network: nn.Module, folder: str, interval: int, writer: Any = None) -> None:
         self.network, self.folder, self.interval, self.writer = network, Path(folder), interval, writer
         self.image: Tensor | None = None
+        self.target: Tensor | None = None
 
     def attach(self, engine: Trainer) -> None:
         if process_rank() == 0:
@@ -138,11 +139,11 @@ class ReconstructionPictures:
 
     def _keep(self, engine: Trainer) -> None:
         if self.image is None:
-            self.image = engine.state.output["image"][:1].detach().clone()
+            self.image, self.target = (engine.state.output[key][:1].detach().clone() for key in ("image", "label"))
 
     def _draw(self, engine: Trainer) -> None:
         epoch = engine.state.epoch
-        if self.image is None or (epoch % self.interval and epoch != engine.state.max_epochs):
+        if self.image is None or self.target is None or (epoch % self.interval and epoch != engine.state.max_epochs):
             return
         model: Any = bare(self.network)
         training, device = model.training, self.image.device
@@ -154,14 +155,14 @@ class ReconstructionPictures:
         model.train(training)
         if rebuilt is None:
             return
-        kept = torch.ones_like(rebuilt)
-        if output.visible is not None:
-            kept = expand_visible(output.visible, self.image.shape[2] // output.visible.shape[2])
-        arrays = [array[0, 0].float().cpu().numpy() for array in (self.image, kept, rebuilt)]
-        picture = (arrays[0], arrays[1] > 0, arrays[2])
-        path = reconstruction(*picture, self.folder / "reconstruction.png", title=f"epoch {epoch}")
+        kept, given = torch.ones_like(rebuilt[:, 0]), None
+        if output.visible is None:
+            given = self.image[:, 0]
+        else:
+            kept = expand_visible(output.visible, rebuilt.shape[2] // output.visible.shape[2])
+        picture = self.target[:, 0], kept, rebuilt[:, 0]
+        path = reconstruction(*picture, self.folder / "reconstruction.png", title=f"epoch {epoch}", given=given)
         logger.info("picture of a reconstruction: %s", path)
         if self.writer is not None:
-            self.writer.add_image(
-                "reconstruction", figure_array(reconstruction_figure(*picture)), epoch, dataformats="HWC"
-            )
+            figure = reconstruction_figure(*picture, given=given)
+            self.writer.add_image("reconstruction", figure_array(figure), epoch, dataformats="HWC")

@@ -73,9 +73,10 @@ def reconstruction(
     title: str | None = None,
     spacing: Sequence[float] = (1.0, 1.0, 1.0),
     window: tuple[float, float] | None = None,
+    given: Any | None = None,
 ) -> Path:
     """Write `reconstruction_figure` as a PNG file and return its path."""
-    return save_figure(reconstruction_figure(image, visible, rebuilt, title, spacing, window), path)
+    return save_figure(reconstruction_figure(image, visible, rebuilt, title, spacing, window, given), path)
 
 
 def overlay_figure(
@@ -140,6 +141,7 @@ def reconstruction_figure(
     title: str | None = None,
     spacing: Sequence[float] = (1.0, 1.0, 1.0),
     window: tuple[float, float] | None = None,
+    given: Any | None = None,
 ) -> Figure:
     """Draw input, visible part and reconstruction side by side, one row per plane through the centre.
 
@@ -151,6 +153,7 @@ def reconstruction_figure(
         spacing: voxel edges along d, h, w in mm.
         window: intensities shown as black and white, for all panels; by default the percentiles 0.5 and 99.5 of
             `image`.
+        given: what the network saw, same shape, if not the visible part of `image`.
 
     Returns:
         The figure.
@@ -159,14 +162,15 @@ def reconstruction_figure(
         ValueError: the shapes differ or are not 3-D.
     """
     image = as_volume(image, "image")
+    seen = image if given is None else same_shape(as_volume(given, "given"), image, "given")
     visible = same_shape(as_volume(visible, "visible"), image, "visible") > 0.5
     rebuilt = same_shape(as_volume(rebuilt, "rebuilt"), image, "rebuilt")
     position = tuple(n // 2 for n in image.shape)
     limits = grey_limits(image, window)
     figure, axes = lay_out(image.shape, spacing, rows_are_planes=True, n_other=3, title=title, legend=0)
-    headings = ("input", f"visible ({100 * visible.mean():.0f} %)", "rebuilt")
+    headings = ("input", f"visible ({100 * visible.mean():.0f} %)" if given is None else "distorted", "rebuilt")
     for row, plane in enumerate(PLANES):
-        for column, values in enumerate((image, image, rebuilt)):
+        for column, values in enumerate((image, seen, rebuilt)):
             axis = axes[row][column]
             extent = show_plane(axis, values, plane, position, spacing, limits, smooth=False)
             if column == 1:

@@ -204,3 +204,11 @@ def test_matplotlib_is_imported_on_first_use_and_pyplot_never(tmp_path):
         "assert 'matplotlib.pyplot' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_a_reconstruction_shows_what_the_network_was_given():
+    figure = reconstruction_figure(scan(), np.ones(SHAPE, bool), scan(1), given=scan(2))
+    first = figure.axes[:3]
+    assert [axis.get_title() for axis in first] == ["input", "distorted", "rebuilt"]
+    shown = [axis.images[0].get_array() for axis in first]
+    assert not np.array_equal(shown[0], shown[1]) and not np.array_equal(shown[1], shown[2])
