@@ -1,6 +1,5 @@
 """What people look at: metrics and overlays of an evaluation; label maps, previews, volumes, features of new scans."""
 
-import csv
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -20,6 +19,7 @@ from mambamim_nets.bundle.data import case_name
 from mambamim_nets.bundle.dicom import series_files, write_dicom_seg
 from mambamim_nets.bundle.launch import process_rank
 from mambamim_nets.bundle.pictures import figure_array, overlay, overlay_figure
+from mambamim_nets.bundle.results import ScanResults
 from mambamim_nets.bundle.scans import LoadScand, ScanLoader
 from mambamim_nets.bundle.tables import MetricsTable, case_metrics
 from mambamim_nets.bundle.targets import Targets
@@ -114,7 +114,7 @@ class CaseReport:
             logger.info("metrics of %s\n%s", self.folder, summary)
 
 
-class ScanReport:
+class ScanReport(ScanResults):
     """Write what was found in every new scan: label map, DICOM-SEG, preview, and a row of volumes.csv.
 
     Expects ``pred`` (1, D, H, W) uint8 label maps with the affine of the input, and batches with ``name``; attached to
@@ -142,55 +142,28 @@ class ScanReport:
         window: tuple[float, float] | None = None,
         description: str = "mambamim_nets",
     ) -> None:
-        self.loader, self.targets, self.folder = loader, targets, Path(folder)
-        self.pictures, self.window, self.description = pictures, window, description
+        super().__init__(loader, folder, VOLUMES, [f"{name} (ml)" for name in targets.structures])
+        self.targets, self.pictures, self.window, self.description = targets, pictures, window, description
         self.items = {item["name"]: item for item in loader.dataset.data}
-        self.columns = ["scan", *(f"{name} (ml)" for name in targets.structures)]
-        self.rows = self._earlier_rows()
 
-    def attach(self, engine: Evaluator) -> None:
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
-
-    def _collect(self, engine: Evaluator) -> None:
-        for source, item in zip(engine.state.batch, engine.state.output, strict=True):
-            name = source["name"]
-            try:
-                self._write(name, item["pred"])
-            except Exception as error:
-                logger.exception("%s: its results could not be written", name)
-                self.loader.failures[name] = f"{type(error).__name__}: {error}"
-
-    def _write(self, name: str, pred: MetaTensor) -> None:
-        item = self.items[name]
-        self.folder.mkdir(parents=True, exist_ok=True)
+    def write(self, name: str, item: Mapping[str, Any]) -> None:
+        pred, scan = item["pred"], self.items[name]
         label, affine = pred[0].cpu().numpy().astype("uint8"), np.asarray(pred.affine, dtype=float)
         path = self.folder / f"{name}_seg.nii.gz"
         _save_nifti(label, affine, path)
-        if item["series"]:
-            files = series_files(item["image"], item["series"])
+        if scan["series"]:
+            files = series_files(scan["image"], scan["series"])
             dicom = self.folder / f"{name}_seg.dcm"
             write_dicom_seg(label, affine, files, self.targets.labels, dicom, self.description)
         ml = float(abs(np.linalg.det(affine[:3, :3]))) / 1000
         counts = np.bincount(label.ravel(), minlength=256)
         volumes = [counts[list(values)].sum() * ml for values in self.targets.structures.values()]
-        self.rows[name] = [name, *(f"{volume:.3f}" for volume in volumes)]
-        _write_rows(self.folder / VOLUMES, [self.columns, *(self.rows[key] for key in sorted(self.rows))])
+        self.add_row(name, [f"{volume:.3f}" for volume in volumes])
         found = zip(self.targets.structures, volumes, strict=True)
         logger.info("%s: %s", path, ", ".join(f"{part} {volume:.1f} ml" for part, volume in found if volume))
         if self.pictures:
-            image: Any = LoadScand("image")(item)["image"]
+            image: Any = LoadScand("image")(scan)["image"]
             _preview(image, label, self.targets.labels, self.folder / f"{name}_preview.png", name, None, self.window)
-
-    def _earlier_rows(self) -> dict[str, list[str]]:
-        """Return the rows that earlier runs left, so that a folder may be filled in several runs."""
-        path = self.folder / VOLUMES
-        if not path.is_file():
-            return {}
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.reader(file))
-        if not rows or rows[0] != self.columns:
-            raise ValueError(f"{path} has other columns than this task's {self.columns}; give another --output_dir")
-        return {row[0]: row for row in rows[1:]}
 
 
 def _save_nifti(label: np.ndarray, affine: np.ndarray, path: Path) -> None:
@@ -200,13 +173,6 @@ def _save_nifti(label: np.ndarray, affine: np.ndarray, path: Path) -> None:
     image.header.set_xyzt_units("mm", "sec")
     part = path.with_name(f".{os.getpid()}.{path.name}")
     nib.save(image, part)
-    os.replace(part, path)
-
-
-def _write_rows(path: Path, rows: Sequence[Sequence[str]]) -> None:
-    part = path.with_name(f".{os.getpid()}.{path.name}")
-    with part.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows(rows)
     os.replace(part, path)
 
 
