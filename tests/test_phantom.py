@@ -306,8 +306,8 @@ def test_empty_folder_is_filled_and_cases_must_be_positive(tmp_path):
 
 
 def test_points_of_fetal_heads_are_the_ends_of_what_is_painted():
-    for seed in range(3):
-        subject, points = phantom.make("fetal", seed, spacing=1.2), phantom.landmarks("fetal", seed)
+    for seed in range(2):
+        subject, points = phantom.make("fetal", seed, spacing=1.4), phantom.landmarks("fetal", seed)
         assert tuple(points) == fetal.POINTS
         ends = {1: [("TCD_start", "TCD_end")], 2: [("HDV_start", "HDV_end"), ("ADV_start", "ADV_end")]}
         for value, pairs in ends.items():

@@ -34,11 +34,13 @@ from mambamim_nets.bundle.handlers import (
 from mambamim_nets.bundle.heatmaps import (
     DecodeLandmarksd,
     HeatmapLoss,
+    KeepAffined,
     LandmarkTargetsd,
     decode_heatmaps,
     heatmaps,
     radial_errors,
     warmup_quadratic,
+    with_affine,
 )
 from mambamim_nets.bundle.inferers import AutocastInferer, bfloat16_is_fast, tensorrt
 from mambamim_nets.bundle.landmark_data import landmark_cases, point_names
@@ -94,6 +96,7 @@ __all__ = [
     "EpochSeed",
     "FeatureReport",
     "HeatmapLoss",
+    "KeepAffined",
     "LandmarkCase",
     "LandmarkPicture",
     "LandmarkReport",
@@ -179,6 +182,7 @@ __all__ = [
     "unlabelled_images",
     "validation_sampler",
     "warmup_quadratic",
+    "with_affine",
     "with_listed_parts",
     "write_markups",
     "write_table",

@@ -20,17 +20,20 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import torch
+from monai.data import MetaTensor
 from monai.transforms import MapTransform, Transform
 from torch import Tensor, nn
 
 __all__ = [
     "DecodeLandmarksd",
     "HeatmapLoss",
+    "KeepAffined",
     "LandmarkTargetsd",
     "decode_heatmaps",
     "heatmaps",
     "radial_errors",
     "warmup_quadratic",
+    "with_affine",
 ]
 
 CUT = 0.1  # of the maximum: lower voxels do not take part in decoding
@@ -121,6 +124,22 @@ class HeatmapLoss(nn.Module):
         targets = heatmaps(points.nan_to_num().to(pred), pred.shape[2:], self.sigma, self.peak)
         error = ((pred - targets) ** 2).mean((2, 3, 4))
         return torch.where(known, error, 0).sum() / known.sum().clamp(min=1)
+
+
+class KeepAffined(Transform):
+    """Put the affine of "image" (a MetaTensor) beside it as a tensor, "affine": a cache on disk keeps plain tensors.
+
+    `with_affine` gives it back.
+    """
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        return {**data, "affine": data["image"].affine.clone()}
+
+
+def with_affine(data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+    """Make "image" a MetaTensor with "affine" again; a plain function, before which MONAI's caches end."""
+    image = data["image"]
+    return {**data, "image": image if isinstance(image, MetaTensor) else MetaTensor(image, affine=data["affine"])}
 
 
 class LandmarkTargetsd(MapTransform):

@@ -154,6 +154,20 @@ def test_points_survive_the_preprocessing_of_training(data_of, tmp_path):
         assert float(decode(item)["error"].max()) < 0.2, "a tenth of a voxel"
 
 
+def test_a_cache_on_disk_trains_and_validates_as_one_in_memory_does(workflow, data_of, tmp_path):
+    states = []
+    for cache in ("memory", "disk"):
+        options = {"dataset_dir": str(data_of(NAME)), "output_dir": str(tmp_path / cache), "cache": cache}
+        made = workflow(NAME, max_epochs=2, val_interval=1, **options)
+        made.run()
+        made.finalize()
+        states.append(torch.load(tmp_path / cache / "checkpoint_last.pt", weights_only=True))
+    assert len(list((tmp_path / "disk" / "cache").glob("*.pt"))) == 5
+    assert states[0]["best_metric"] == states[1]["best_metric"] > 0
+    for key, value in states[0]["model"].items():
+        assert torch.equal(value, states[1]["model"][key]), key
+
+
 def test_the_shipped_weights_find_the_points_of_a_new_phantom(tmp_path):
     """Synthetic, and made as the training data were: this shows that weights and chain belong together."""
     heads = phantom.write(tmp_path / "heads", "fetal", cases=1, seed=7)
