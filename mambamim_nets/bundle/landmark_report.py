@@ -1,13 +1,10 @@
 """What people look at: errors and overlays of an evaluation of landmarks; points, lengths, previews of new scans."""
 
-import csv
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch.distributed as dist
 from ignite.engine import Events
 from monai.engines import Evaluator
@@ -18,6 +15,7 @@ from mambamim_nets.bundle.landmark_pictures import landmark_figure, landmark_ove
 from mambamim_nets.bundle.landmark_tables import LandmarkCase, LandmarkTable, length_mm
 from mambamim_nets.bundle.launch import process_rank
 from mambamim_nets.bundle.pictures import figure_array
+from mambamim_nets.bundle.results import ScanResults
 from mambamim_nets.bundle.scans import LoadScand, ScanLoader
 
 __all__ = ["LandmarkPicture", "LandmarkReport", "LandmarkScanReport"]
@@ -77,7 +75,7 @@ class LandmarkReport:
             logger.info("errors of %s\n%s", self.folder, summary)
 
 
-class LandmarkScanReport:
+class LandmarkScanReport(ScanResults):
     """Write what was found in every new scan: points (CSV in RAS, .mrk.json in LPS), overlay, a row of biometry.csv.
 
     Expects ``points`` and ``confidence`` of `DecodeLandmarksd` and batches with ``name``; attached to an evaluator.
@@ -104,26 +102,13 @@ class LandmarkScanReport:
         pictures: bool = True,
         min_confidence: float = 0.3,
     ) -> None:
-        self.loader, self.names, self.lengths = loader, list(names), dict(lengths)
-        self.folder, self.pictures, self.min_confidence = Path(folder), pictures, min_confidence
+        super().__init__(loader, folder, BIOMETRY, [*(f"{length} (mm)" for length in lengths), "confidence", "check"])
+        self.names, self.lengths = list(names), dict(lengths)
+        self.pictures, self.min_confidence = pictures, min_confidence
         self.items = {item["name"]: item for item in loader.dataset.data}
-        self.columns = ["scan", *(f"{length} (mm)" for length in self.lengths), "confidence", "check"]
-        self.rows = self._earlier_rows()
 
-    def attach(self, engine: Evaluator) -> None:
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
-
-    def _collect(self, engine: Evaluator) -> None:
-        for source, item in zip(engine.state.batch, engine.state.output, strict=True):
-            name = source["name"]
-            try:
-                self._write(name, item["points"].numpy(), item["confidence"].numpy())
-            except Exception as error:
-                logger.exception("%s: its results could not be written", name)
-                self.loader.failures[name] = f"{type(error).__name__}: {error}"
-
-    def _write(self, name: str, points: np.ndarray, confidence: np.ndarray) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
+    def write(self, name: str, item: Mapping[str, Any]) -> None:
+        points, confidence = item["points"].numpy(), item["confidence"].numpy()
         found = dict(zip(self.names, points, strict=True))
         sure = dict(zip(self.names, confidence.tolist(), strict=True))
         path = write_table(self.folder / f"{name}_landmarks.csv", {name: found}, "RAS", {name: sure})
@@ -132,8 +117,7 @@ class LandmarkScanReport:
         lengths = {length: length_mm(points, self.names, ends) for length, ends in self.lengths.items()}
         doubtful = [point for point, value in sure.items() if not value >= self.min_confidence]
         measured = [f"{mm:.2f}" for mm in lengths.values()]
-        self.rows[name] = [name, *measured, f"{min(sure.values()):.3f}", " ".join(doubtful)]
-        self._write_rows()
+        self.add_row(name, [*measured, f"{min(sure.values()):.3f}", " ".join(doubtful)])
         told = ", ".join(f"{length} {mm:.1f} mm" for length, mm in lengths.items())
         logger.info("%s: %s, confidence %.2f", path, told, min(sure.values()))
         if doubtful:
@@ -143,24 +127,6 @@ class LandmarkScanReport:
             picture = self.folder / f"{name}_preview.png"
             landmark_overlay(image, points, self.names, self.lengths, picture, name)
             logger.info("picture: %s", picture)
-
-    def _write_rows(self) -> None:
-        path = self.folder / BIOMETRY
-        part = path.with_name(f".{os.getpid()}.{path.name}")
-        with part.open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([self.columns, *(self.rows[key] for key in sorted(self.rows))])
-        os.replace(part, path)
-
-    def _earlier_rows(self) -> dict[str, list[str]]:
-        """Return the rows that earlier runs left, so that a folder may be filled in several runs."""
-        path = self.folder / BIOMETRY
-        if not path.is_file():
-            return {}
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.reader(file))
-        if not rows or rows[0] != self.columns:
-            raise ValueError(f"{path} has other columns than {self.columns}; give another --output_dir")
-        return {row[0]: row for row in rows[1:]}
 
 
 class LandmarkPicture:
