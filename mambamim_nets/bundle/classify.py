@@ -29,7 +29,7 @@ from mambamim_nets.bundle.scans import ScanLoader
 from mambamim_nets.bundle.scores import measures, scores, write_scores, youden
 from mambamim_nets.checkpoint import load_weights
 
-__all__ = ["ClassReport", "DecisionReport", "DecisionThreshold", "start_classifier", "stored_threshold"]
+__all__ = ["ClassReport", "DecisionReport", "DecisionThreshold", "decision_threshold", "start_classifier"]
 
 logger = logging.getLogger("mambamim_nets")
 PREDICTIONS = "predictions.csv"
@@ -58,29 +58,32 @@ def start_classifier(network: nn.Module, pretrained: str | None, record: Mapping
 # --- thresholds -----------------------------------------------------------------------------------
 
 
-def stored_threshold(checkpoint: str, classes: Sequence[str]) -> float:
-    """Return the decision threshold that lies beside weights.
+def decision_threshold(threshold: float | None, checkpoint: str, classes: Sequence[str]) -> float:
+    """Return the probability from which a scan is called positive.
 
     Args:
+        threshold: as given; None: the one that lies beside the weights.
         checkpoint: path of the weights, ``<name>.pt``; the threshold is in ``<name>.json``.
         classes: of the task, negative and positive.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it holds no threshold, or one for other classes.
+        ValueError: it holds no threshold, or one for other classes; or the threshold is not from 0 to 1.
     """
+    if threshold is not None:
+        return _probability(threshold)
     path = Path(checkpoint).with_suffix(".json")
     remedy = "copy it with its weights, or give --threshold a probability from 0 to 1"
     if not path.is_file():
         raise FileNotFoundError(f"{path}, the decision threshold of {checkpoint}, does not exist; {remedy}")
     try:
         held = json.loads(path.read_text(encoding="utf-8"))
-        threshold, chosen_for = float(held["threshold"]), list(held["classes"])
+        stored, chosen_for = float(held["threshold"]), list(held["classes"])
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} holds no decision threshold ({error}); {remedy}") from error
     if chosen_for != list(classes):
         raise ValueError(f"{path} is for the classes {chosen_for}, the task has {list(classes)}; use its own weights")
-    return _probability(threshold, path)
+    return _probability(stored, path)
 
 
 def _probability(threshold: float | str, source: object = "threshold") -> float:
@@ -192,14 +195,25 @@ class ClassReport(_Collector):
     Args:
         classes: of the task, negative and positive.
         folder: where files go.
-        threshold: probability from which a scan is called positive.
+        checkpoint, threshold: as in `decision_threshold`, when the evaluation starts.
         resamples: bootstrap draws.
     """
 
-    def __init__(self, classes: Sequence[str], folder: str, threshold: float, resamples: int = 2000) -> None:
+    def __init__(
+        self,
+        classes: Sequence[str],
+        folder: str,
+        checkpoint: str,
+        threshold: float | None = None,
+        resamples: int = 2000,
+    ) -> None:
         super().__init__()
         self.classes, self.folder, self.resamples = list(classes), Path(folder), resamples
-        self.threshold = _probability(threshold)
+        self.given, self.threshold = (threshold, checkpoint), 0.5
+
+    def _start(self, engine: Evaluator) -> None:
+        super()._start(engine)
+        self.threshold = decision_threshold(*self.given, self.classes)
 
     def _finish(self, engine: Evaluator) -> None:
         cases = self.gathered()
@@ -230,13 +244,13 @@ class DecisionReport:
         loader: of the scans.
         network: in evaluation mode.
         classes: of the task, negative and positive.
-        threshold: probability from which a scan is called positive.
         folder: where files go.
+        checkpoint, threshold: as in `decision_threshold`, when the first scan is loaded.
         spacing: of the images in mm.
         pictures: whether to draw pictures: Grad-CAM of the positive class, scaled to its own highest value.
 
     Raises:
-        ValueError: if the threshold is no probability, or the folder's predictions.csv is of another task.
+        ValueError: if the folder's predictions.csv is of another task.
     """
 
     def __init__(
@@ -244,18 +258,24 @@ class DecisionReport:
         loader: ScanLoader,
         network: nn.Module,
         classes: Sequence[str],
-        threshold: float,
         folder: str,
+        checkpoint: str,
         spacing: Sequence[float],
+        threshold: float | None = None,
         pictures: bool = True,
     ) -> None:
         self.loader, self.network, self.classes, self.folder = loader, network, list(classes), Path(folder)
-        self.threshold, self.spacing, self.pictures = _probability(threshold), tuple(spacing), pictures
+        self.given, self.threshold = (threshold, checkpoint), 0.5
+        self.spacing, self.pictures = tuple(spacing), pictures
         self.columns = ["scan", f"probability ({self.classes[1]})", "decision", "threshold"]
         self.rows = self._earlier_rows()
 
     def attach(self, engine: Evaluator) -> None:
+        engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
+
+    def _start(self, engine: Evaluator) -> None:
+        self.threshold = decision_threshold(*self.given, self.classes)
 
     def _collect(self, engine: Evaluator) -> None:
         for source, item in zip(engine.state.batch, engine.state.output, strict=True):
