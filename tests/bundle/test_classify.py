@@ -54,7 +54,7 @@ def test_saliency_has_the_images_grid_and_leaves_no_gradients(tmp_path):
     torch.manual_seed(0)
     network = NNMambaClassifier(width=4).eval()
     image = torch.rand(1, 32, 48, 32)
-    heat = report(tmp_path, network)._cam(image)
+    heat = report(tmp_path, network).heat(image)
     assert heat.shape == (32, 48, 32) and heat.min() >= 0 and heat.max() in (0, pytest.approx(1))
     assert all(parameter.grad is None for parameter in network.parameters())
 
@@ -63,15 +63,19 @@ def test_a_folder_of_another_task_is_refused(tmp_path):
     network = NNMambaClassifier(width=4).eval()
     made = report(tmp_path, network)
     made.pictures = False
-    made._write("b", torch.rand(1, 32, 32, 32), 0.7)
-    made._write("a", torch.rand(1, 32, 32, 32), 0.2)
+
+    def write(name, probability):
+        made.write(name, {"image": torch.rand(1, 32, 32, 32), "pred": torch.tensor([probability])})
+
+    write("b", 0.7)
+    write("a", 0.2)
     lines = (tmp_path / "predictions.csv").read_text().split()
     assert lines[1:] == ["(AD),decision,threshold", "a,0.200000,NC,0.500000", "b,0.700000,AD,0.500000"]
     assert sorted(report(tmp_path, network).rows) == ["a", "b"], "a folder may be filled in several runs"
     with pytest.raises(ValueError, match="has other columns than this task's"):
         report(tmp_path, network, ["sMCI", "pMCI"])
     with pytest.raises(ValueError, match="probability nan: must be finite"):
-        made._write("c", torch.rand(1, 32, 32, 32), float("nan"))
+        write("c", float("nan"))
 
 
 def test_pictures_cut_the_highest_value(tmp_path):
