@@ -7,8 +7,8 @@ from mambamim_nets.bundle.classify import (
     ClassReport,
     DecisionReport,
     DecisionThreshold,
+    decision_threshold,
     start_classifier,
-    stored_threshold,
 )
 from mambamim_nets.bundle.data import (
     cached,
@@ -129,6 +129,7 @@ __all__ = [
     "check_unlabelled",
     "checkpoint_activations",
     "dataset_folder",
+    "decision_threshold",
     "decode_heatmaps",
     "default_device",
     "diagnosed",
@@ -172,7 +173,6 @@ __all__ = [
     "start_classifier",
     "start_network",
     "stored_order",
-    "stored_threshold",
     "subject_part",
     "task_spec",
     "tensorrt",

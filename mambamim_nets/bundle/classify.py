@@ -25,11 +25,12 @@ from torch import nn
 from mambamim_nets.bundle.checkpoints import BEST
 from mambamim_nets.bundle.heat import roc, saliency
 from mambamim_nets.bundle.launch import process_rank
+from mambamim_nets.bundle.results import ScanResults
 from mambamim_nets.bundle.scans import ScanLoader
 from mambamim_nets.bundle.scores import measures, scores, write_scores, youden
 from mambamim_nets.checkpoint import load_weights
 
-__all__ = ["ClassReport", "DecisionReport", "DecisionThreshold", "start_classifier", "stored_threshold"]
+__all__ = ["ClassReport", "DecisionReport", "DecisionThreshold", "decision_threshold", "start_classifier"]
 
 logger = logging.getLogger("mambamim_nets")
 PREDICTIONS = "predictions.csv"
@@ -58,29 +59,32 @@ def start_classifier(network: nn.Module, pretrained: str | None, record: Mapping
 # --- thresholds -----------------------------------------------------------------------------------
 
 
-def stored_threshold(checkpoint: str, classes: Sequence[str]) -> float:
-    """Return the decision threshold that lies beside weights.
+def decision_threshold(threshold: float | None, checkpoint: str, classes: Sequence[str]) -> float:
+    """Return the probability from which a scan is called positive.
 
     Args:
+        threshold: as given; None: the one that lies beside the weights.
         checkpoint: path of the weights, ``<name>.pt``; the threshold is in ``<name>.json``.
         classes: of the task, negative and positive.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it holds no threshold, or one for other classes.
+        ValueError: it holds no threshold, or one for other classes; or the threshold is not from 0 to 1.
     """
+    if threshold is not None:
+        return _probability(threshold)
     path = Path(checkpoint).with_suffix(".json")
     remedy = "copy it with its weights, or give --threshold a probability from 0 to 1"
     if not path.is_file():
         raise FileNotFoundError(f"{path}, the decision threshold of {checkpoint}, does not exist; {remedy}")
     try:
         held = json.loads(path.read_text(encoding="utf-8"))
-        threshold, chosen_for = float(held["threshold"]), list(held["classes"])
+        stored, chosen_for = float(held["threshold"]), list(held["classes"])
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} holds no decision threshold ({error}); {remedy}") from error
     if chosen_for != list(classes):
         raise ValueError(f"{path} is for the classes {chosen_for}, the task has {list(classes)}; use its own weights")
-    return _probability(threshold, path)
+    return _probability(stored, path)
 
 
 def _probability(threshold: float | str, source: object = "threshold") -> float:
@@ -192,14 +196,25 @@ class ClassReport(_Collector):
     Args:
         classes: of the task, negative and positive.
         folder: where files go.
-        threshold: probability from which a scan is called positive.
+        checkpoint, threshold: as in `decision_threshold`, when the evaluation starts.
         resamples: bootstrap draws.
     """
 
-    def __init__(self, classes: Sequence[str], folder: str, threshold: float, resamples: int = 2000) -> None:
+    def __init__(
+        self,
+        classes: Sequence[str],
+        folder: str,
+        checkpoint: str,
+        threshold: float | None = None,
+        resamples: int = 2000,
+    ) -> None:
         super().__init__()
         self.classes, self.folder, self.resamples = list(classes), Path(folder), resamples
-        self.threshold = _probability(threshold)
+        self.given, self.threshold = (threshold, checkpoint), 0.5
+
+    def _start(self, engine: Evaluator) -> None:
+        super()._start(engine)
+        self.threshold = decision_threshold(*self.given, self.classes)
 
     def _finish(self, engine: Evaluator) -> None:
         cases = self.gathered()
@@ -220,7 +235,7 @@ class ClassReport(_Collector):
         logger.info("measures of %s\n%s", self.folder, summary)
 
 
-class DecisionReport:
+class DecisionReport(ScanResults):
     """Write what was decided for every new scan: a row of predictions.csv, and a picture of where the network looked.
 
     Expects ``image`` (C, D, H, W) as the network had it, RAS, and ``pred`` (1,) probabilities, and batches with
@@ -230,13 +245,13 @@ class DecisionReport:
         loader: of the scans.
         network: in evaluation mode.
         classes: of the task, negative and positive.
-        threshold: probability from which a scan is called positive.
         folder: where files go.
+        checkpoint, threshold: as in `decision_threshold`, when the first scan is loaded.
         spacing: of the images in mm.
         pictures: whether to draw pictures: Grad-CAM of the positive class, scaled to its own highest value.
 
     Raises:
-        ValueError: if the threshold is no probability, or the folder's predictions.csv is of another task.
+        ValueError: if the folder's predictions.csv is of another task.
     """
 
     def __init__(
@@ -244,66 +259,45 @@ class DecisionReport:
         loader: ScanLoader,
         network: nn.Module,
         classes: Sequence[str],
-        threshold: float,
         folder: str,
+        checkpoint: str,
         spacing: Sequence[float],
+        threshold: float | None = None,
         pictures: bool = True,
     ) -> None:
-        self.loader, self.network, self.classes, self.folder = loader, network, list(classes), Path(folder)
-        self.threshold, self.spacing, self.pictures = _probability(threshold), tuple(spacing), pictures
-        self.columns = ["scan", f"probability ({self.classes[1]})", "decision", "threshold"]
-        self.rows = self._earlier_rows()
+        super().__init__(loader, folder, PREDICTIONS, [f"probability ({classes[1]})", "decision", "threshold"])
+        self.network, self.classes = network, list(classes)
+        self.given, self.threshold = (threshold, checkpoint), 0.5
+        self.spacing, self.pictures = tuple(spacing), pictures
+        self.cam: GradCAM | None = None
 
     def attach(self, engine: Evaluator) -> None:
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
+        engine.add_event_handler(Events.STARTED, self._start)
+        super().attach(engine)
 
-    def _collect(self, engine: Evaluator) -> None:
-        for source, item in zip(engine.state.batch, engine.state.output, strict=True):
-            name = source["name"]
-            try:
-                self._write(name, item["image"], float(item["pred"].flatten()[0]))
-            except Exception as error:
-                logger.exception("%s: its results could not be written", name)
-                self.loader.failures[name] = f"{type(error).__name__}: {error}"
+    def _start(self, engine: Evaluator) -> None:
+        self.threshold = decision_threshold(*self.given, self.classes)
 
-    def _write(self, name: str, image: torch.Tensor, probability: float) -> None:
+    def write(self, name: str, item: Mapping[str, Any]) -> None:
+        image, probability, positive = item["image"], float(item["pred"].flatten()[0]), self.classes[1]
         if not np.isfinite(probability):
             raise ValueError(f"probability {probability}: must be finite; try --amp false")
-        self.folder.mkdir(parents=True, exist_ok=True)
         decision = self.classes[int(probability >= self.threshold)]
-        self.rows[name] = [name, f"{probability:.6f}", decision, f"{self.threshold:.6f}"]
-        lines = [self.columns, *(self.rows[key] for key in sorted(self.rows))]
-        path = self.folder / PREDICTIONS
-        part = path.with_name(f".{os.getpid()}.{path.name}")
-        with part.open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows(lines)
-        os.replace(part, path)
-        positive = self.classes[1]
-        logger.info(
-            "%s: probability of %s %.3f, threshold %.3f: %s", name, positive, probability, self.threshold, decision
-        )
+        self.add_row(name, [f"{probability:.6f}", decision, f"{self.threshold:.6f}"])
+        values = (name, positive, probability, self.threshold, decision)
+        logger.info("%s: probability of %s %.3f, threshold %.3f: %s", *values)
         if self.pictures:
             title = f"{name}: {decision}, probability of {positive} {probability:.2f}"
             path = self.folder / f"{name}_saliency.png"
-            saliency(image[0], self._cam(image), path, title, f"speaks for {positive}", self.spacing)
+            saliency(image[0], self.heat(image), path, title, f"speaks for {positive}", self.spacing)
             logger.info("picture: %s", path)
 
-    def _cam(self, image: torch.Tensor) -> np.ndarray:
-        """Return what speaks for the positive class, (D, H, W) in [0, 1]."""
-        cam = GradCAM(self.network, CAM_LAYER, postprocessing=lambda x: x)
+    def heat(self, image: torch.Tensor) -> np.ndarray:
+        """Return what in an image (C, D, H, W) speaks for the positive class, (D, H, W) in [0, 1]."""
+        if self.cam is None:  # its hooks stay in the network
+            self.cam = GradCAM(self.network, CAM_LAYER, postprocessing=lambda x: x)
         with torch.enable_grad():
-            found = cam(torch.as_tensor(image)[None].float(), class_idx=0)
+            found = self.cam(torch.as_tensor(image)[None].float(), class_idx=0)
         self.network.zero_grad(set_to_none=True)
         values = found[0, 0].detach().clamp(min=0).cpu().numpy()
         return values / max(float(values.max()), 1e-12)
-
-    def _earlier_rows(self) -> dict[str, list[str]]:
-        """Return the rows that earlier runs left, so that a folder may be filled in several runs."""
-        path = self.folder / PREDICTIONS
-        if not path.is_file():
-            return {}
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.reader(file))
-        if not rows or rows[0] != self.columns:
-            raise ValueError(f"{path} has other columns than this task's {self.columns}; give another --output_dir")
-        return {row[0]: row for row in rows[1:]}

@@ -77,7 +77,7 @@ def saliency_figure(
         extent = show_plane(axis, image, plane, position, spacing, limits)
         values = plane_slice(heat, plane, position)
         colours = colormaps["inferno"](values)
-        colours[..., 3] = 0.75 * values
+        colours[..., 3] = 0.6 * values**1.5  # faint below half of the highest
         axis.imshow(colours, extent=extent, interpolation="bilinear", aspect="equal")
         axis.set_title(plane_title(plane, position, image.shape), color=MUTED, fontsize=8, pad=4)
     if meaning:

@@ -32,7 +32,7 @@ def workflows() -> list[tuple[str, tuple[str, ...], str]]:
 
 @pytest.fixture(scope="module")
 def phantoms(tmp_path_factory) -> Callable[[str], Path]:
-    """Return a function that gives five small labelled phantoms and two new ones of the kind that a bundle names."""
+    """Return a function that gives a few small labelled phantoms and two new ones of the kind that a bundle names."""
     folder = tmp_path_factory.mktemp("phantoms")
 
     def write(name: str) -> Path:
@@ -40,7 +40,8 @@ def phantoms(tmp_path_factory) -> Callable[[str], Path]:
         tasks = json.loads((configs / "tasks.json").read_text()) if (configs / "tasks.json").is_file() else {}
         config = json.loads((configs / "train.json").read_text())
         kind = (tasks[config["task"]] if tasks else config)["phantom"]["kind"]
-        return phantom.write(folder / kind, kind, cases=5, shape=(32, 32, 32))
+        cases = 20 if kind == "dementia" else 5  # five folds of two classes, which are half of the subjects
+        return phantom.write(folder / kind, kind, cases=cases, shape=(32, 32, 32))
 
     return write
 
