@@ -31,7 +31,7 @@ def test_pretraining_then_segmentation_of_the_copied_bundles(bundle, command, tm
     options = (*options, "--phantom", PHANTOM, *SEG)
     output = command("configs/train.json", *options, cwd=segment)
     assert "starting weights: encoder" in output and f"tensors from {run / 'encoder.pt'}" in output
-    run = segment / "runs" / "Task04_Hippocampus_tiny_fold0"
+    run = segment / "runs" / "Task04_Hippocampus_hymamba_tiny_fold0"
     assert (run / "model_best.pt").is_file() and (run / "checkpoint_last.pt").is_file()
 
     configs = [segment / "configs/train.json", segment / "configs/evaluate.json"]
