@@ -23,7 +23,7 @@ _FIRST_CONV = "stem.weight"  # of every encoder
 _RECORD = "mambamim_nets"  # its key in _metadata, which is otherwise by module
 _CHOICE = {
     "architecture": "choose it with --config_file \"[..., 'configs/networks/{0}.json']\"",
-    "task": "use the bundle and --task of these weights",
+    **dict.fromkeys(("task", "channels", "classes", "labels", "regions"), "use the bundle and --task of these weights"),
 }
 _DEFAULT_ARCHITECTURE = "hymamba"  # has no file in configs/networks
 
@@ -136,6 +136,9 @@ def _check(network: nn.Module, state: Mapping[str, Tensor], path: str | PathLike
         depth = _mamba_depth(state)
         remedy = f"the file holds {depth} Mamba layers, the network has {_mamba_depth(own)}: "
         remedy += f"use --network_def#mamba_depth {depth}"
+    elif held and not wanted:
+        remedy = f"the file holds a {held[0]}, which this network has no place for; train it from weights of its own "
+        remedy += "kind, or without --pretrained"
     elif any(_FIRST_CONV in problem for problem in problems):
         remedy = "the number of image channels differs; load_encoder(..., adapt_input=True) adapts the first layer"
     elif any("out." in problem for problem in problems):
@@ -151,7 +154,8 @@ def _check_record(held: Mapping[str, Any], wanted: Mapping[str, Any], path: str 
     if not differing:
         return
     first = differing[0]
-    remedy = _CHOICE.get(first, f"give --{first} {held[first]!r}").format(held[first])
+    value = held[first] if isinstance(held[first], str) else f'"{held[first]}"'
+    remedy = _CHOICE.get(first, f"give --{first} {value}").format(value)
     if first == "architecture" and held[first] == _DEFAULT_ARCHITECTURE:
         remedy = "leave the file of configs/networks out"
     listed = "; ".join(f"{key} is {held[key]!r} in the file and {wanted[key]!r} in this run" for key in differing)

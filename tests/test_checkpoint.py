@@ -209,9 +209,9 @@ def test_a_record_travels_in_the_file_and_changes_nothing_else(tmp_path, wrap):
     ("key", "value", "remedy"),
     [
         ("architecture", "nnmamba", "leave the file of configs/networks out"),
-        ("size", "base", "give --size 'tiny'"),
+        ("size", "base", "give --size tiny"),
         ("task", "AMOS22", "use the bundle and --task of these weights"),
-        ("spacing", [2, 2, 2], "give --spacing [4, 4, 4.0]"),
+        ("spacing", [2, 2, 2], 'give --spacing "[4, 4, 4.0]"'),
         ("labels", ["liver"], "labels is ['spleen'] in the file and ['liver'] in this run"),
     ],
 )

@@ -10,6 +10,7 @@ import torch
 from monai.bundle import ConfigParser
 from monai.losses import DeepSupervisionLoss
 
+from mambamim_nets import HyMamba
 from mambamim_nets.checkpoint import read_record
 
 CONFIGS = Path(__file__).parents[2] / "bundles" / "msd_seg" / "configs"
@@ -131,8 +132,13 @@ def test_resuming_with_another_network_is_refused(workflow, data, weights):
     assert "architecture='segresnet' there, 'unetr' here" in str(caught.value.__cause__ or caught.value)
 
 
-def test_a_network_without_a_pretrainable_encoder_says_so(workflow, data, weights, tmp_path):
-    options = {"dataset_dir": str(data), "output_dir": str(tmp_path), "pretrained": str(weights("segresnet"))}
+def test_a_network_without_an_encoder_of_ours_starts_from_whole_weights_only(workflow, data, weights, tmp_path):
+    options = {"dataset_dir": str(data), "output_dir": str(tmp_path / "run"), **WINDOW}
+    made = workflow("msd_seg", ["train", "networks/segresnet"], pretrained=str(weights("segresnet")), **options)
+    start = torch.load(weights("segresnet"), weights_only=True)
+    found = made.parser.get_parsed_content("initial_network").state_dict()
+    assert all(torch.equal(found[key], value) for key, value in start.items())
+    torch.save(HyMamba(size="tiny").state_dict(), tmp_path / "encoder.pt")
     with pytest.raises(Exception) as caught:
-        workflow("msd_seg", ["train", "networks/segresnet"], **options).run()
-    assert "SegResNet has no encoder" in str(caught.value.__cause__ or caught.value)
+        workflow("msd_seg", ["train", "networks/segresnet"], pretrained=str(tmp_path / "encoder.pt"), **options).run()
+    assert "holds a HyMamba, which this network has no place for" in str(caught.value.__cause__ or caught.value)
