@@ -93,7 +93,7 @@ def test_it_can_learn_one_crop_by_heart(workflow, data, network, tmp_path):
     )
     assert isinstance(loss, DeepSupervisionLoss) == (network == "mm_unet")
     crop = dataset[0][0]
-    image, label = crop["image"][None], crop["label"][None]
+    image, label = crop["image"][None].repeat(2, 1, 1, 1, 1), crop["label"][None].repeat(2, 1, 1, 1, 1)
     truth = targets.masks(label[0])
     assert truth.flatten(1).any(1).all(), "both structures must be there"
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.003)
