@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from mambamim_nets import HyMamba, HyMambaSeg, MambaMIM
+from mambamim_nets.bundle import trained_network
 from mambamim_nets.checkpoint import encoder_state, load_encoder, load_weights, read_record, read_state, stamped
 
 
@@ -224,7 +225,12 @@ def test_weights_that_are_something_else_are_refused(tmp_path, key, value, remed
     assert_same(network, before)
 
 
-def test_a_file_without_a_record_is_judged_by_its_tensors(tmp_path):
+def test_a_file_without_a_record_is_judged_by_its_tensors_and_a_run_says_so(tmp_path, caplog):
     path = stored(tmp_path / "network.pt", HyMambaSeg(1, 3, size="tiny").state_dict())
     assert read_record(path) == {}
     assert load_weights(HyMambaSeg(1, 3, size="tiny"), path, RECORD).record == {}
+    trained_network(HyMambaSeg(1, 3, size="tiny"), str(path), RECORD)
+    assert "does not say what its weights are" in caplog.text
+    caplog.clear()
+    trained_network(HyMambaSeg(1, 3, size="tiny"), str(recorded(tmp_path)), RECORD)
+    assert "does not say" not in caplog.text

@@ -219,7 +219,10 @@ def trained_network(network: nn.Module, checkpoint: str, record: Mapping[str, An
     Raises:
         FileNotFoundError, ValueError: as ``load_weights``.
     """
-    logger.info("weights: %s", load_weights(network, checkpoint, record))
+    report = load_weights(network, checkpoint, record)
+    logger.info("weights: %s", report)
+    if record and not report.record:
+        logger.warning("%s does not say what its weights are: task and spacing are taken on trust", checkpoint)
     note = Path(checkpoint).with_suffix(".txt")
     if note.is_file():
         logger.warning(note.read_text().strip())
