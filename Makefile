@@ -9,7 +9,7 @@ DATA ?=
 ARGS ?=
 BENCH_PAGE ?= $(if $(BENCH_ARGS),build,docs)/BENCHMARKS.md
 .DEFAULT_GOAL := help
-.PHONY: install demo reproduce test lint bench sync-bundles package help
+.PHONY: install demo reproduce test reliability lint bench sync-bundles package help
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -39,6 +39,9 @@ $(STAMP): pyproject.toml constraints.txt
 
 test: $(STAMP)  ## run the tests
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+reliability: $(STAMP)  ## write docs/RELIABILITY.md from what the tests bring about
+	$(BIN)/python -m pytest tests --write-reliability
 
 lint: $(STAMP)  ## check style and types
 	$(BIN)/ruff check .

@@ -2,11 +2,13 @@
 
 Every file is a plain state dict of tensors, or a training checkpoint that holds one under "model"; both are read with
 ``weights_only=True``, so no code runs on load. A record of what the weights are (architecture, size, task, spacing)
-travels in the state dict's own ``_metadata``, where every reader that does not know it leaves it alone.
+travels in the state dict's own ``_metadata``, where every reader that does not know it leaves it alone; so does what
+modules say of themselves there, such as the eps of ``layers.mamba.TokenNorm``.
 """
 
 import json
-from collections.abc import Mapping
+from collections import OrderedDict
+from collections.abc import Collection, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,15 +18,23 @@ from torch import Tensor, nn
 
 from mambamim_nets.nets.hymamba import SIZES, HyMamba
 from mambamim_nets.nets.mamba_unetr import UNETR_SIZES, VisionMamba
+from mambamim_nets.records import SETTINGS, summary
 
-__all__ = ["LoadReport", "encoder_state", "load_encoder", "load_weights", "read_record", "read_state", "stamped"]
+__all__ = [
+    "LoadReport",
+    "encoder_state",
+    "load_encoder",
+    "load_weights",
+    "non_finite",
+    "read_record",
+    "read_state",
+    "stamped",
+]
 
 _FIRST_CONV = "stem.weight"  # of every encoder
 _RECORD = "mambamim_nets"  # its key in _metadata, which is otherwise by module
-_CHOICE = {
-    "architecture": "choose it with --config_file \"[..., 'configs/networks/{0}.json']\"",
-    **dict.fromkeys(("task", "channels", "classes", "labels", "regions"), "use the bundle and --task of these weights"),
-}
+_OPTIONS = ("size", "scan", "seq_head", "stem_scan", "mlp_width")  # settings of networks that have options of their own
+_TASK = ("task", "channels", "classes", "labels", "points", "regions", "in_channels", "out_channels")
 _DEFAULT_ARCHITECTURE = "hymamba"  # has no file in configs/networks
 
 
@@ -37,8 +47,7 @@ class LoadReport(NamedTuple):
     record: dict[str, Any]
 
     def __str__(self) -> str:
-        named = ("architecture", "encoder", "method", "size", "task")
-        facts = ", ".join(f"{key} {self.record[key]}" for key in named if key in self.record)
+        facts = summary(self.record)
         text = f"{self.tensors} tensors from {self.path}" + (f" ({facts})" if facts else "")
         return text + (f"; {self.adapted}" if self.adapted else "")
 
@@ -55,6 +64,11 @@ def stamped(state: dict[str, Tensor], record: Mapping[str, Any] | None) -> dict[
     return state
 
 
+def record_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return the record in a state dict; empty if it has none."""
+    return getattr(state, "_metadata", {}).get(_RECORD, {})
+
+
 def read_record(path: str | PathLike) -> dict[str, Any]:
     """Return what a file says its weights are; empty if it says nothing.
 
@@ -69,9 +83,18 @@ def read_state(path: str | PathLike) -> dict[str, Tensor]:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if the file cannot be read as tensors only, or holds no tensors.
+        ValueError: if the file cannot be read as tensors only, holds no tensors, or a value that is not finite.
     """
     return _read(path)[0]
+
+
+def non_finite(state: Mapping[str, Tensor]) -> str:
+    """Name the first tensor with NaN or infinite values, and how many it has; "" if every value is finite."""
+    for key, value in state.items():
+        count = int(value.numel() - torch.isfinite(value).sum())
+        if count:
+            return f"{key} has {count} of {value.numel()} values NaN or infinite"
+    return ""
 
 
 def _read(path: str | PathLike) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -85,17 +108,43 @@ def _read(path: str | PathLike) -> tuple[dict[str, Tensor], dict[str, Any]]:
     state = content.get("model", content) if isinstance(content, Mapping) else None
     if not isinstance(state, Mapping) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"weights {path} hold no state dict of tensors (nor one under 'model')")
-    record = getattr(state, "_metadata", {}).get(_RECORD, {})
-    return {key.removeprefix("module."): value for key, value in state.items()}, record
+    if found := non_finite(state):
+        raise ValueError(
+            f"weights {path}: {found}: must be finite; give weights of an earlier epoch, or train again with a lower"
+            " --learning_rate or --amp false"
+        )
+    for name, entry in getattr(state, "_metadata", {}).items():
+        if "eps" in entry and not (isinstance(entry["eps"], float) and 0 < entry["eps"] < 1):
+            raise ValueError(
+                f"weights {path} say that eps of {name} is {entry['eps']!r}, which must lie between 0 and 1; the file "
+                "is damaged, copy or download it again"
+            )
+    record = record_of(state)
+    prefix = "module." if all(key.startswith("module.") for key in state) else ""
+    return _below(state, prefix), record
+
+
+def _below(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Return what lies below a prefix, which it loses, with what modules say of themselves in the metadata.
+
+    A file that says nothing at all was not written by ``torch.save`` of a whole state dict; its modules are given an
+    entry without words, which stands for an old file.
+    """
+    part: dict[str, Tensor] = OrderedDict()
+    part |= {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    said = getattr(state, "_metadata", None) or {key.rpartition(".")[0]: {"version": 1} for key in state}
+    part._metadata = {  # type: ignore[attr-defined]
+        key.removeprefix(prefix): value for key, value in said.items() if f"{key}.".startswith(prefix)
+    }
+    return part
 
 
 def encoder_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the encoder's part of a state dict: keys below "encoder.", or all of them if there are none."""
     for prefix in ("encoder.", "network.encoder."):
-        part = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-        if part:
+        if part := _below(state, prefix):
             return part
-    return dict(state)
+    return _below(state, "")
 
 
 def _held(state: Mapping[str, Tensor]) -> tuple[str, str] | None:
@@ -114,20 +163,26 @@ def _mamba_depth(state: Mapping[str, Tensor]) -> int:
     return sum(key.startswith("mamba.") and key.endswith(".norm1.weight") for key in encoder_state(state))
 
 
+def _directions(state: Mapping[str, Tensor]) -> int:
+    """Return in how many directions the Mamba layers of an encoder scan, 0 if it has none."""
+    encoder = encoder_state(state)
+    return ("mamba.0.mixer.A_log" in encoder) + ("mamba.0.mixer.A_b_log" in encoder)
+
+
 def _check(network: nn.Module, state: Mapping[str, Tensor], path: str | PathLike) -> None:
     """Raise one ValueError that lists how state and network differ, with the remedy."""
     own = network.state_dict()
     problems = [f"missing {key}" for key in own if key not in state]
     problems += [f"unexpected {key}" for key in state if key not in own]
+    shaped = [key for key, value in state.items() if key in own and own[key].shape != value.shape]
+    same_layers = not problems
     problems += [
-        f"{key} is {tuple(value.shape)} in the file and {tuple(own[key].shape)} in the network"
-        for key, value in state.items()
-        if key in own and own[key].shape != value.shape
+        f"{key} is {tuple(state[key].shape)} in the file and {tuple(own[key].shape)} in the network" for key in shaped
     ]
     if not problems:
         return
     held, wanted = _held(encoder_state(state)), _held(encoder_state(own))
-    remedy = "use the weights of this very network"
+    remedy = "they are of another network; choose the network that they were trained with"
     if held and wanted and held[0] != wanted[0]:
         remedy = f"the file holds a {held[0]}, the network needs a {wanted[0]}: choose the network of these weights"
     elif held and wanted and held[1] != wanted[1]:
@@ -136,46 +191,87 @@ def _check(network: nn.Module, state: Mapping[str, Tensor], path: str | PathLike
         depth = _mamba_depth(state)
         remedy = f"the file holds {depth} Mamba layers, the network has {_mamba_depth(own)}: "
         remedy += f"use --network_def#mamba_depth {depth}"
+    elif held and held == wanted and _directions(state) != _directions(own):
+        both = str(_directions(state) == 2).lower()
+        remedy = f"the file holds Mamba layers that scan in {_directions(state)} direction(s), the network's scan in "
+        remedy += f"{_directions(own)}: use --network_def#bidirectional {both}"
+    elif state.keys() <= {key.removeprefix("encoder.") for key in own if key.startswith("encoder.")}:
+        remedy = f"the file holds an encoder alone, which cannot do the task; train with --pretrained {path}, and use "
+        remedy += "the model_best.pt of that run"
     elif held and not wanted:
         remedy = f"the file holds a {held[0]}, which this network has no place for; train it from weights of its own "
         remedy += "kind, or without --pretrained"
-    elif any(_FIRST_CONV in problem for problem in problems):
-        remedy = "the number of image channels differs; load_encoder(..., adapt_input=True) adapts the first layer"
-    elif any("out." in problem for problem in problems):
+    elif all(problem.startswith("mlp.") for problem in problems):
+        width = len(state["mlp.0.weight"])
+        remedy = f"the file holds an MLP of width {width}, the network one of {len(own['mlp.0.weight'])}: "
+        remedy += f"use --mlp_width {width}"
+    elif same_layers and all(key.endswith(_FIRST_CONV) for key in shaped):
+        remedy = "the number of image channels differs; load_encoder(..., adapt_input=True), or --adapt_input true "
+        remedy += "with --pretrained, adapts the first layer"
+    elif same_layers and all("out." in key for key in shaped):
         remedy = "the number of classes differs: use the task of these weights, or --pretrained for their encoder"
     listed = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
     raise ValueError(f"weights {path} do not fit {type(network).__name__}: {remedy}. {listed}")
 
 
-def _check_record(held: Mapping[str, Any], wanted: Mapping[str, Any], path: str | PathLike) -> None:
-    """Raise one ValueError that lists how two records differ in what both hold, with the remedy for the first."""
+def _check_record(
+    held: Mapping[str, Any], wanted: Mapping[str, Any], path: str | PathLike, networks: Collection[str]
+) -> None:
+    """Raise one ValueError that lists how two records differ in what both hold, with the remedy for what matters most.
+
+    Old files say less, and are compared in that.
+    """
     wanted = json.loads(json.dumps(wanted))
+    if "encoder" in held and "architecture" in wanted:
+        raise ValueError(
+            f"weights {path} are those of a pre-trained encoder ({summary(held)}), which cannot do the task alone; "
+            f"train with --pretrained {path}, and use the model_best.pt of that run"
+        )
     differing = [key for key, value in wanted.items() if key in held and held[key] != value]
-    if not differing:
-        return
+    if differing:
+        listed = "; ".join(f"{key} is {held[key]!r} in the file and {wanted[key]!r} in this run" for key in differing)
+        remedy = _remedy(differing, held, networks)
+        raise ValueError(f"weights {path} belong to something else: {listed}. Use other weights, or {remedy}")
+
+
+def _remedy(differing: Sequence[str], held: Mapping[str, Any], networks: Collection[str]) -> str:
+    if any(key in _TASK for key in differing):
+        return "run the bundle and the --task of these weights"
     first = differing[0]
-    value = held[first] if isinstance(held[first], str) else f'"{held[first]}"'
-    remedy = _CHOICE.get(first, f"give --{first} {value}").format(value)
-    if first == "architecture" and held[first] == _DEFAULT_ARCHITECTURE:
-        remedy = "leave the file of configs/networks out"
-    listed = "; ".join(f"{key} is {held[key]!r} in the file and {wanted[key]!r} in this run" for key in differing)
-    raise ValueError(f"weights {path} belong to something else: {listed}. Use other weights, or {remedy}")
+    value = f'"{held[first]}"' if isinstance(held[first], list | dict) else str(held[first])
+    if first == "architecture":
+        if value in networks:
+            return f"choose it with --config_file \"[..., 'configs/networks/{value}.json']\""
+        if value == _DEFAULT_ARCHITECTURE:
+            return "leave the file of configs/networks, or --network_def, out"
+        return "give --network_def as it was when they were trained"
+    if first == "width":
+        return f"give --network_def, or --width, as it was when they were trained: {value} channels in the first layer"
+    if first in SETTINGS and first not in _OPTIONS:
+        return f"give --network_def#{first} {value}"
+    return f"give --{first} {value}"
 
 
-def load_weights(network: nn.Module, path: str | PathLike, record: Mapping[str, Any] | None = None) -> LoadReport:
+def load_weights(
+    network: nn.Module,
+    path: str | PathLike,
+    record: Mapping[str, Any] | None = None,
+    networks: Collection[str] = (),
+) -> LoadReport:
     """Load all weights of a network, strictly.
 
     Args:
         network: any network.
         path: .pt file, a state dict or a training checkpoint.
         record: what the weights must be, see ``stamped``; compared with what the file says it holds, if it says so.
+        networks: architectures that the user can choose by a file of configs/networks, for the remedy.
 
     Raises:
         FileNotFoundError, ValueError: see ``read_state``; also on another record and on any missing, unexpected or
             differently shaped tensor.
     """
     state, held = _read(path)
-    _check_record(held, record or {}, path)
+    _check_record(held, record or {}, path, networks)
     _check(network, state, path)
     network.load_state_dict(state, strict=True)
     return LoadReport(str(path), len(state), "", held)

@@ -3,6 +3,7 @@
 import os
 import pickle
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -209,9 +210,9 @@ def test_a_record_travels_in_the_file_and_changes_nothing_else(tmp_path, wrap):
 @pytest.mark.parametrize(
     ("key", "value", "remedy"),
     [
-        ("architecture", "nnmamba", "leave the file of configs/networks out"),
+        ("architecture", "nnmamba", "leave the file of configs/networks, or --network_def, out"),
         ("size", "base", "give --size tiny"),
-        ("task", "AMOS22", "use the bundle and --task of these weights"),
+        ("task", "AMOS22", "run the bundle and the --task of these weights"),
         ("spacing", [2, 2, 2], 'give --spacing "[4, 4, 4.0]"'),
         ("labels", ["liver"], "labels is ['spleen'] in the file and ['liver'] in this run"),
     ],
@@ -234,3 +235,46 @@ def test_a_file_without_a_record_is_judged_by_its_tensors_and_a_run_says_so(tmp_
     caplog.clear()
     trained_network(HyMambaSeg(1, 3, size="tiny"), str(recorded(tmp_path)), RECORD)
     assert "does not say" not in caplog.text
+
+
+EPS = {"plain": "", "network": "encoder.", "module": "module."}
+
+
+@pytest.mark.parametrize("wrap", EPS)
+@pytest.mark.parametrize(("said", "eps"), [(True, 1e-4), (False, 1e-6)], ids=["new", "former"])
+def test_the_eps_of_an_encoder_comes_with_its_weights(tmp_path, wrap, said, eps):
+    source = HyMambaSeg(1, 2, size="tiny", norm_eps=1e-4)
+    state = {"plain": source.encoder, "network": source, "module": torch.nn.ModuleDict({"module": source})}[wrap]
+    state = state.state_dict()
+    if not said:
+        for entry in state._metadata.values():
+            entry.pop("eps", None)
+    network = HyMambaSeg(1, 2, size="tiny")
+    load_encoder(network, stored(tmp_path / "file.pt", {"model": state}))
+    assert {layer.norm1.eps for layer in network.encoder.mamba} == {eps}
+    if wrap != "plain":
+        whole = HyMambaSeg(1, 2, size="tiny")
+        load_weights(whole, tmp_path / "file.pt")
+        assert {layer.norm2.eps for layer in whole.encoder.mamba} == {eps}
+
+
+def test_a_file_without_any_metadata_counts_as_a_former_one(tmp_path, encoder):
+    network = HyMamba(in_channels=1, size="tiny")
+    load_encoder(network, stored(tmp_path / "file.pt", dict(encoder.state_dict())))
+    assert {layer.norm1.eps for layer in network.mamba} == {1e-6}
+
+
+def test_shipped_weights_keep_their_eps():
+    path = Path(__file__).parents[1] / "bundles" / "msd_seg" / "models" / "model.pt"
+    network = HyMambaSeg(1, 3, size="tiny")
+    network.load_state_dict(torch.load(path, weights_only=True))  # as exports do
+    assert {layer.norm1.eps for layer in network.encoder.mamba} == {1e-6}
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_mamba_in_another_number_of_directions_is_refused_with_the_option(tmp_path, held):
+    path = stored(tmp_path / "file.pt", HyMamba(1, "tiny", bidirectional=held).state_dict())
+    with pytest.raises(
+        ValueError, match=rf"in {1 + held} direction.*use --network_def#bidirectional {str(held).lower()}"
+    ):
+        load_encoder(HyMambaSeg(1, 2, size="tiny", bidirectional=not held), path)

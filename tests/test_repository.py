@@ -32,7 +32,7 @@ class Rule(NamedTuple):
     lazy: Set[str] = frozenset()
 
 
-NETWORK_ROOMS = {"ops", "masking", "losses", "layers", "nets", "checkpoint"}
+NETWORK_ROOMS = {"ops", "masking", "losses", "layers", "nets", "records", "checkpoint"}
 RULES = {
     "ops": Rule({"ops"}, lazy=KERNELS),
     "fused": Rule({"ops"}, TENSORS | {"triton"}),  # ops/<operator>/fused.py
@@ -40,15 +40,17 @@ RULES = {
     "losses": Rule({"ops", "masking", "losses"}),
     "layers": Rule({"ops", "masking", "layers"}),
     "nets": Rule({"ops", "masking", "losses", "layers", "nets"}, TENSORS | {"monai.networks"}),
+    "records": Rule(NETWORK_ROOMS - {"checkpoint"}),
     "checkpoint": Rule(NETWORK_ROOMS),
     "phantom": Rule({"phantom"}, {"numpy", "scipy", "nibabel"}),
     "bundle": Rule(
         NETWORK_ROOMS | {"phantom", "bundle", ""},
         TENSORS | {"monai", "ignite", "nibabel", "scipy", "tqdm"},
-        lazy={"matplotlib", "itk", "pydicom", "highdicom"},
+        lazy={"matplotlib", "tensorboard", "itk", "pydicom", "highdicom"},
     ),
     # a driver of commands: it reads data sets and folds by the bundles' own functions, and needs no tensors
     "reproduce": Rule({"reproduce"}, frozenset(), lazy={"matplotlib", "mambamim_nets.bundle"}),
+    "import_public": Rule(NETWORK_ROOMS | {"bundle"}, TENSORS | {"fire"}),  # a command of one file
     "": Rule(NETWORK_ROOMS),  # mambamim_nets/__init__.py
 }
 

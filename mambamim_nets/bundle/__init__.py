@@ -42,6 +42,7 @@ from mambamim_nets.bundle.heatmaps import (
     warmup_quadratic,
     with_affine,
 )
+from mambamim_nets.bundle.identity import run_settings
 from mambamim_nets.bundle.inferers import AutocastInferer, bfloat16_is_fast, tensorrt
 from mambamim_nets.bundle.landmark_data import landmark_cases, point_names
 from mambamim_nets.bundle.landmark_files import read_markups, read_table, write_markups, write_table
@@ -51,13 +52,13 @@ from mambamim_nets.bundle.landmark_tables import LandmarkCase, LandmarkTable
 from mambamim_nets.bundle.launch import (
     announce,
     bundle_root,
-    check_overrides,
     dataset_folder,
     default_device,
     flag,
     init_distributed,
     interactive,
     launch_device,
+    process_rank,
     seed_everything,
     shipped_weights,
     start_network,
@@ -65,12 +66,16 @@ from mambamim_nets.bundle.launch import (
     trained_network,
 )
 from mambamim_nets.bundle.layouts import channel_order, labelled_cases
-from mambamim_nets.bundle.memory import checkpoint_activations, reuse_memory
+from mambamim_nets.bundle.loading import LoadScand
+from mambamim_nets.bundle.memory import ScanMemory, checkpoint_activations, reuse_memory
+from mambamim_nets.bundle.options import rounded_up
 from mambamim_nets.bundle.painted import PaintedCrops
 from mambamim_nets.bundle.pictures import overlay, reconstruction
 from mambamim_nets.bundle.promote import promote
 from mambamim_nets.bundle.report import CaseReport, FeatureReport, ScanReport, ValidationPicture, preview_window
-from mambamim_nets.bundle.scans import LoadScand, ScanLoader, finish, scans
+from mambamim_nets.bundle.scan_loader import OneByOne, ScanLoader, finish, named_failures
+from mambamim_nets.bundle.scans import scans
+from mambamim_nets.bundle.start import start_run
 from mambamim_nets.bundle.subjects import diagnosed, first_fold, subject_part
 from mambamim_nets.bundle.tables import MetricsTable, case_metrics
 from mambamim_nets.bundle.targets import RestoreLabelsd, StructureMasksd, Targets
@@ -82,6 +87,8 @@ from mambamim_nets.bundle.transforms import (
     nonzero,
     stored_order,
 )
+from mambamim_nets.bundle.weights import record, spacing_of
+from mambamim_nets.records import architecture
 
 __all__ = [
     "AutocastInferer",
@@ -105,11 +112,13 @@ __all__ = [
     "LandmarkTargetsd",
     "LoadScand",
     "MetricsTable",
+    "OneByOne",
     "PaintedCrops",
     "Progress",
     "ReconstructionPictures",
     "RestoreLabelsd",
     "ScanLoader",
+    "ScanMemory",
     "ScanReport",
     "SelectChannelsd",
     "StopOnNan",
@@ -117,6 +126,7 @@ __all__ = [
     "Targets",
     "ValidationPicture",
     "announce",
+    "architecture",
     "augmentations",
     "bfloat16_is_fast",
     "bundle_root",
@@ -125,7 +135,6 @@ __all__ = [
     "channel_of",
     "channel_order",
     "check_labelled",
-    "check_overrides",
     "check_unlabelled",
     "checkpoint_activations",
     "dataset_folder",
@@ -154,24 +163,31 @@ __all__ = [
     "mim_loss",
     "modality_of",
     "named",
+    "named_failures",
     "nonzero",
     "overlay",
     "point_names",
     "preview_window",
+    "process_rank",
     "promote",
     "radial_errors",
     "read_markups",
     "read_table",
     "reconstruction",
+    "record",
     "reuse_memory",
+    "rounded_up",
+    "run_settings",
     "scans",
     "sdr_curve",
     "seed_everything",
     "shipped_weights",
     "source_sampler",
+    "spacing_of",
     "split",
     "start_classifier",
     "start_network",
+    "start_run",
     "stored_order",
     "subject_part",
     "task_spec",

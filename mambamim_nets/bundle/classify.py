@@ -6,10 +6,8 @@ weights ``<name>.pt`` lies ``<name>.json`` with their decision threshold, chosen
 
 from __future__ import annotations
 
-import csv
 import json
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,10 +21,11 @@ from monai.visualize import GradCAM
 from torch import nn
 
 from mambamim_nets.bundle.checkpoints import BEST
+from mambamim_nets.bundle.files import write_csv
 from mambamim_nets.bundle.heat import roc, saliency
 from mambamim_nets.bundle.launch import process_rank
 from mambamim_nets.bundle.results import ScanResults
-from mambamim_nets.bundle.scans import ScanLoader
+from mambamim_nets.bundle.scan_loader import ScanLoader
 from mambamim_nets.bundle.scores import measures, scores, write_scores, youden
 from mambamim_nets.checkpoint import load_weights
 
@@ -148,16 +147,15 @@ def _columns(cases: dict[str, Case]) -> tuple[np.ndarray, np.ndarray, list[str]]
 class DecisionThreshold(_Collector):
     """Choose the decision threshold on the validation scans of the best epoch: the highest Youden index.
 
-    Written beside the weights of that epoch; attached to the validation evaluator.
+    ``Checkpoints`` writes it beside the weights of that epoch; attached to the validation evaluator.
 
     Args:
-        folder: where ``Checkpoints`` writes the weights.
         classes: of the task, negative and positive.
     """
 
-    def __init__(self, folder: str, classes: Sequence[str]) -> None:
+    def __init__(self, classes: Sequence[str]) -> None:
         super().__init__()
-        self.path, self.classes = Path(folder, BEST).with_suffix(".json"), list(classes)
+        self.classes = list(classes)
 
     def _finish(self, engine: Evaluator) -> None:
         cases = self.gathered()
@@ -174,15 +172,7 @@ class DecisionThreshold(_Collector):
             "scans": len(cases),
             **{key: round(float(found[key][0]), 6) for key in ("sensitivity", "specificity")},
         }
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        _replace(self.path, json.dumps(held, indent=4) + "\n")
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    part = path.with_name(f".{os.getpid()}.{path.name}")
-    part.write_text(text, encoding="utf-8", newline="")
-    os.replace(part, path)
+        engine.state.best_files = {Path(BEST).with_suffix(".json").name: json.dumps(held, indent=4) + "\n"}
 
 
 # --- reports --------------------------------------------------------------------------------------
@@ -222,13 +212,12 @@ class ClassReport(_Collector):
             return
         probability, label, subjects = _columns(cases)
         found = scores(probability, label, subjects, self.threshold, self.resamples)
-        self.folder.mkdir(parents=True, exist_ok=True)
         called = [self.classes[int(value >= self.threshold)] for value in probability]
-        with (self.folder / PREDICTIONS).open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(["subject", "session", "diagnosis", "probability", "prediction"])
-            for case, name in zip(cases.values(), called, strict=True):
-                writer.writerow([case.subject, case.session, case.diagnosis, f"{case.probability:.6f}", name])
+        rows = [
+            [case.subject, case.session, case.diagnosis, f"{case.probability:.6f}", name]
+            for case, name in zip(cases.values(), called, strict=True)
+        ]
+        write_csv(self.folder / PREDICTIONS, [["subject", "session", "diagnosis", "probability", "prediction"], *rows])
         n = {name: int((label == value).sum()) for value, name in enumerate(self.classes)}
         summary = write_scores(self.folder, found, n, len(set(subjects)), self.threshold)
         roc(probability, label, self.threshold, found["auc"], self.classes, self.folder / "roc.png")
@@ -249,6 +238,7 @@ class DecisionReport(ScanResults):
         checkpoint, threshold: as in `decision_threshold`, when the first scan is loaded.
         spacing: of the images in mm.
         pictures: whether to draw pictures: Grad-CAM of the positive class, scaled to its own highest value.
+        overwrite: do again what an earlier run has done.
 
     Raises:
         ValueError: if the folder's predictions.csv is of another task.
@@ -264,33 +254,35 @@ class DecisionReport(ScanResults):
         spacing: Sequence[float],
         threshold: float | None = None,
         pictures: bool = True,
+        overwrite: bool | str = False,
     ) -> None:
-        super().__init__(loader, folder, PREDICTIONS, [f"probability ({classes[1]})", "decision", "threshold"])
+        columns = [f"probability ({classes[1]})", "decision", "threshold"]
+        super().__init__(loader, folder, PREDICTIONS, columns, checkpoint, overwrite)
         self.network, self.classes = network, list(classes)
         self.given, self.threshold = (threshold, checkpoint), 0.5
         self.spacing, self.pictures = tuple(spacing), pictures
         self.cam: GradCAM | None = None
 
-    def attach(self, engine: Evaluator) -> None:
-        engine.add_event_handler(Events.STARTED, self._start)
-        super().attach(engine)
+    def files(self, name: str) -> list[str]:
+        return [f"{name}_saliency.png"] if self.pictures else []
 
-    def _start(self, engine: Evaluator) -> None:
+    def made_with(self) -> list[Any]:
         self.threshold = decision_threshold(*self.given, self.classes)
+        return [*super().made_with(), self.threshold]
 
-    def write(self, name: str, item: Mapping[str, Any]) -> None:
+    def write(self, name: str, item: Mapping[str, Any]) -> list[str]:
         image, probability, positive = item["image"], float(item["pred"].flatten()[0]), self.classes[1]
         if not np.isfinite(probability):
             raise ValueError(f"probability {probability}: must be finite; try --amp false")
         decision = self.classes[int(probability >= self.threshold)]
-        self.add_row(name, [f"{probability:.6f}", decision, f"{self.threshold:.6f}"])
         values = (name, positive, probability, self.threshold, decision)
         logger.info("%s: probability of %s %.3f, threshold %.3f: %s", *values)
         if self.pictures:
-            title = f"{name}: {decision}, probability of {positive} {probability:.2f}"
+            title = self.title(name, f"{name}: {decision}, probability of {positive} {probability:.2f}")
             path = self.folder / f"{name}_saliency.png"
             saliency(image[0], self.heat(image), path, title, f"speaks for {positive}", self.spacing)
             logger.info("picture: %s", path)
+        return [f"{probability:.6f}", decision, f"{self.threshold:.6f}"]
 
     def heat(self, image: torch.Tensor) -> np.ndarray:
         """Return what in an image (C, D, H, W) speaks for the positive class, (D, H, W) in [0, 1]."""

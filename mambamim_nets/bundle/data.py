@@ -4,6 +4,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +13,6 @@ from monai.data import (
     CacheDataset,
     Dataset,
     DistributedSampler,
-    PersistentDataset,
 )
 from monai.transforms import (
     Compose,
@@ -23,8 +23,11 @@ from torch.utils.data import Sampler, WeightedRandomSampler
 
 from mambamim_nets.bundle.check import check_labelled, check_unlabelled
 from mambamim_nets.bundle.datalist import unlabelled_images
+from mambamim_nets.bundle.disk_cache import DiskCache
 from mambamim_nets.bundle.folds import folds, limit_cases, named_in, split, with_listed_parts
+from mambamim_nets.bundle.headers import read_header
 from mambamim_nets.bundle.layouts import labelled_cases
+from mambamim_nets.bundle.memory import GIB, ScanMemory, free_memory
 
 __all__ = [
     "cached",
@@ -38,6 +41,7 @@ __all__ = [
 ]
 
 logger = logging.getLogger("mambamim_nets")
+READERS = 4  # threads that read headers
 
 
 def named(labels: Sequence[str]) -> dict[int, str]:
@@ -73,6 +77,7 @@ def cached(
     cache_rate: float = 1.0,
     cache_dir: str | None = None,
     tolerant: bool = False,
+    memory: ScanMemory | None = None,
 ) -> Dataset:
     """Return a data set that keeps the deterministic part of its transforms.
 
@@ -80,28 +85,59 @@ def cached(
         data: items with file names.
         preprocessing: deterministic transforms, done once per scan where there is a cache.
         augmentation: random transforms.
-        cache: "memory" (``cache_rate`` of the scans), "disk" (tensors below ``cache_dir``, for large sets), or "none".
+        cache: "memory" (``cache_rate`` of the scans), "disk" (tensors below ``cache_dir``, for large sets; see
+            ``DiskCache``), or "none".
         cache_rate: share of the scans kept in memory.
         cache_dir: folder of the disk cache.
         tolerant: a scan that stops being readable is logged and replaced by another instead of ending the run
             (pre-training).
+        memory: what a scan takes; a cache in memory that may not fit is warned of. None: it is not.
     """
-    first: Transform = _Guarded(preprocessing) if tolerant else preprocessing
-    transform = (
-        Compose([first, augmentation]) if tolerant else Compose([*preprocessing.transforms, *augmentation.transforms])
-    )
+    if tolerant:
+        transform = Compose([_Guarded(preprocessing), augmentation])
+    else:  # flat, since MONAI takes a nested Compose for a random transform and would cache what comes before it only
+        transform = Compose([*preprocessing.flatten().transforms, *augmentation.transforms])
     if cache == "memory":
+        if memory is not None:
+            _warn_of_cache(data, cache_rate, memory)
         return CacheDataset(data, transform, cache_rate=cache_rate, num_workers=1, copy_cache=False)
     if cache == "disk":
         if cache_dir is None:
             raise ValueError("cache 'disk' needs cache_dir")
-        return PersistentDataset(data, transform, cache_dir=cache_dir)
+        return DiskCache(data, transform, cache_dir)
     if cache == "none":
         return Dataset(data, transform)
     raise ValueError(f"cache {cache!r} must be 'memory', 'disk' or 'none'")
 
 
-def labelled(folder: str, channels: Sequence[str], labels: dict[int, str], cache_file: str) -> list[dict[str, Any]]:
+def _warn_of_cache(data: Sequence[Mapping[str, Any]], cache_rate: float, memory: ScanMemory) -> None:
+    """Warn if preprocessed scans may take more memory than is free."""
+    free = free_memory()
+    if free is None:
+        return
+    with ThreadPoolExecutor(READERS) as pool:
+        needed = cache_rate * sum(pool.map(lambda item: _kept(item, memory), data))
+    if needed > free:
+        logger.warning(
+            "a cache of %d scans in memory may take %.1f GiB, and %.1f GiB are free: give --cache disk, or --cache_rate"
+            " %.2g",
+            len(data),
+            needed / GIB,
+            free / GIB,
+            cache_rate * 0.8 * free / needed,
+        )
+
+
+def _kept(item: Mapping[str, Any], memory: ScanMemory) -> int:
+    paths = [item["image"]] if isinstance(item["image"], str) else list(item["image"])
+    header = read_header(paths[0])
+    channels = header.shape[3] if len(header.shape) > 3 else len(paths)
+    return memory.kept(header, channels, label=isinstance(item.get("label"), str))
+
+
+def labelled(
+    folder: str, channels: Sequence[str], labels: dict[int, str], cache_file: str, memory: ScanMemory | None = None
+) -> list[dict[str, Any]]:
     """List and check the labelled cases of a folder; see ``labelled_cases`` and ``check_labelled``.
 
     Args:
@@ -109,9 +145,10 @@ def labelled(folder: str, channels: Sequence[str], labels: dict[int, str], cache
         channels: names of the network's input channels, in its order.
         labels: label value -> class name.
         cache_file: where the check remembers what it found sound.
+        memory: what the work on a case takes.
     """
     cases = labelled_cases(folder, channels)
-    check_labelled(cases, len(channels), labels, cache_file=cache_file)
+    check_labelled(cases, len(channels), labels, cache_file=cache_file, memory=memory)
     return cases
 
 
@@ -157,7 +194,12 @@ def fold_cases(
 
 
 def unlabelled(
-    sources: Any, in_channels: int, cache_file: str, fold_file: str | None = None, hold_out_fold: int | None = None
+    sources: Any,
+    in_channels: int,
+    cache_file: str,
+    fold_file: str | None = None,
+    hold_out_fold: int | None = None,
+    memory: ScanMemory | None = None,
 ) -> list[dict[str, Any]]:
     """List and check unlabelled images of any number of sources; broken ones are named and left out.
 
@@ -167,19 +209,22 @@ def unlabelled(
         cache_file: where the check remembers what it found sound.
         fold_file: JSON of folds, as in fine-tuning.
         hold_out_fold: fold whose images must stay unseen, so that evaluating on it later is fair.
+        memory: what the work on an image takes.
 
     Raises:
-        ValueError: if only one of the last two is given, or the fold is not in the sources.
+        ValueError: if only one of the last two is given, the fold is not in the sources, or an image of the fold is in
+            the sources under another name.
     """
     items = unlabelled_images(sources)
     if (fold_file is None) != (hold_out_fold is None):
         raise ValueError(f"fold_file {fold_file} and hold_out_fold {hold_out_fold} must be given together")
-    kept = items
+    kept, unseen = items, []
     if fold_file is not None and hold_out_fold is not None:
         named_cases = [{"case": case_name(item["image"]), **item} for item in items]
-        kept = split(named_cases, hold_out_fold, folds(named_cases, fold_file=fold_file), "train")
-        logger.info("held out %d images of fold %s (%s)", len(items) - len(kept), hold_out_fold, fold_file)
-    return check_unlabelled(kept, in_channels, cache_file=cache_file)
+        divided = folds(named_cases, fold_file=fold_file)
+        kept, unseen = (split(named_cases, hold_out_fold, divided, part) for part in ("train", "val"))
+        logger.info("held out %d images of fold %s (%s)", len(unseen), hold_out_fold, fold_file)
+    return check_unlabelled(kept, in_channels, cache_file=cache_file, unseen=unseen, memory=memory)
 
 
 def case_name(path: str | Sequence[str]) -> str:

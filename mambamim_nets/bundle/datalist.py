@@ -31,7 +31,8 @@ def unlabelled_images(sources: Sequence[Any] | str | Mapping[str, Any]) -> list[
     Args:
         sources: each a path, or {"path": ..., "weight": 1.0, "key": "training"}. A path is one of
             - a Decathlon-style JSON list: its training, validation and test images, or those under `key` only; a
-              relative path is relative to the folder of the JSON file;
+              relative path is relative to the folder of the JSON file, and a list may name files anywhere, since
+              nothing is written under their names;
             - a Decathlon folder: the images that its `dataset.json` lists, as above;
             - an nnU-Net folder, or any folder with imagesTr: imagesTr and imagesTs (`key` "training" or "test" for one
               of them), files CASE_0000, CASE_0001, ... kept together as one item;
@@ -139,6 +140,8 @@ def _listed_images(path: Path, key: str | None) -> Iterator[str | list[str]]:
     for entry in entries:
         image = entry.get("image") if isinstance(entry, dict) else entry
         parts = [part for part in (image if isinstance(image, list) else [image]) if isinstance(part, str)]
+        if not all(part.strip() and "\0" not in part for part in parts):
+            raise ValueError(f"{path}: entry {entry!r} must name files; correct or remove it")
         if not parts or (isinstance(image, list) and len(parts) < len(image)):
             raise ValueError(f"{path}: entry {entry!r} must be a path or have an 'image'")
         absolute = [os.path.normpath(os.path.join(path.parent, part)) for part in parts]

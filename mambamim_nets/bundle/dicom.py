@@ -14,9 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from mambamim_nets.bundle.series import INSTALL, instance_of, made_uid, open_header, series_files, series_geometry
+from mambamim_nets.bundle.files import atomic_write
+from mambamim_nets.bundle.series import series_geometry
+from mambamim_nets.bundle.slices import INSTALL, instance_of, made_uid, open_header
 
-__all__ = ["series_files", "write_dicom_seg"]
+__all__ = ["write_dicom_seg"]
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +78,7 @@ def write_dicom_seg(
     Args:
         label: (D, H, W) integers, on the series' grid with its axes in any order and direction.
         affine: (4, 4), RAS mm, of label.
-        files: the series' slices; see ``series_files``.
+        files: the series' slices; see ``series.series_files``.
         labels: label value -> class name; 0 is background.
         path: the file to write.
         description: SeriesDescription, to which "research use only" is added.
@@ -97,6 +99,8 @@ def write_dicom_seg(
 
     from mambamim_nets import __version__
 
+    # it reports each attribute that it copies
+    logging.getLogger("highdicom").setLevel(logging.DEBUG if logger.isEnabledFor(logging.DEBUG) else logging.WARNING)
     numbers = {int(value): number for number, value in enumerate(labels, start=1)}
     unknown = sorted(set(np.unique(label).tolist()) - {0, *numbers})
     if unknown:
@@ -135,12 +139,7 @@ def write_dicom_seg(
         content_description=RESEARCH.strip(" ()"),
         series_description=description[: TEXT_LENGTH - len(RESEARCH)] + RESEARCH,
     )
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f"{target.name}.{os.getpid()}.part")
-    segmentation.save_as(part)
-    os.replace(part, target)
-    return target
+    return atomic_write(path, segmentation.save_as)
 
 
 def _on_grid(label: np.ndarray, affine: np.ndarray, files: Sequence[str]) -> np.ndarray:

@@ -50,16 +50,28 @@ class EpochSeed:
 
 
 class ClipGradients:
-    """Clip the gradient norm of a network before every optimiser step."""
+    """Clip the gradient norm of a network before every optimiser step; stop before one with a norm that is not finite.
+
+    Args:
+        network: in training.
+        max_norm: above 0; longer gradients are shortened to it.
+
+    Raises:
+        ValueError: if max_norm is not above 0: gradients would vanish or change their sign.
+    """
 
     def __init__(self, network: nn.Module, max_norm: float) -> None:
+        if not max_norm > 0:
+            raise ValueError(f"max_grad_norm {max_norm} must be above 0; 5.0 is usual, inf clips nothing")
         self.network, self.max_norm = network, max_norm
 
     def attach(self, engine: Trainer) -> None:
         engine.add_event_handler(IterationEvents.BACKWARD_COMPLETED, self)
 
     def __call__(self, engine: Trainer) -> None:
-        nn.utils.clip_grad_norm_(self.network.parameters(), self.max_norm)
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.max_norm)
+        if not torch.isfinite(norm):
+            raise FloatingPointError(_not_finite("gradient norm", norm, engine))
 
 
 class StopOnNan:
@@ -71,10 +83,14 @@ class StopOnNan:
     def __call__(self, engine: Trainer) -> None:
         loss = engine.state.output["loss"]
         if not torch.isfinite(loss).all():
-            raise FloatingPointError(
-                f"loss is {float(loss)} in epoch {engine.state.epoch}, iteration {engine.state.iteration}; "
-                f"lower --learning_rate, or use --amp false; {LAST} holds the epoch before"
-            )
+            raise FloatingPointError(_not_finite("loss", loss, engine))
+
+
+def _not_finite(name: str, value: Tensor, engine: Trainer) -> str:
+    return (
+        f"{name} is {float(value)} in epoch {engine.state.epoch}, iteration {engine.state.iteration}; "
+        f"lower --learning_rate, or use --amp false; {LAST} holds the epoch before"
+    )
 
 
 class Progress:

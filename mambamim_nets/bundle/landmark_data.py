@@ -18,12 +18,15 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from mambamim_nets.bundle.check import check_cases, inspect_image
+from mambamim_nets.bundle.check import Findings, check_cases
 from mambamim_nets.bundle.datalist import NIFTI, case_names, listed_subjects, read_json, some
+from mambamim_nets.bundle.inspection import inspect_image
 from mambamim_nets.bundle.landmark_files import SIGNS, ordered_points, read_markups, read_table
 from mambamim_nets.bundle.launch import flag
+from mambamim_nets.bundle.memory import ScanMemory
+from mambamim_nets.bundle.names import case_name, path_inside
 
-__all__ = ["landmark_cases", "landmark_problems", "point_names"]
+__all__ = ["landmark_cases", "landmark_findings", "point_names"]
 
 logger = logging.getLogger("mambamim_nets")
 
@@ -45,7 +48,11 @@ def point_names(lengths: Mapping[str, Sequence[str]]) -> list[str]:
 
 
 def landmark_cases(
-    folder: str, names: Sequence[str], allow_missing: bool | str = False, cache_file: str | None = None
+    folder: str,
+    names: Sequence[str],
+    allow_missing: bool | str = False,
+    cache_file: str | None = None,
+    memory: ScanMemory | None = None,
 ) -> list[dict[str, Any]]:
     """List the scans of a folder with their points, and check every file of them.
 
@@ -54,6 +61,7 @@ def landmark_cases(
         names: of the points, in the order of the network's outputs.
         allow_missing: whether points may be absent; the loss then leaves them out.
         cache_file: where the check remembers what it found sound.
+        memory: what the work on a scan takes, as in `check_labelled`.
 
     Returns:
         Sorted by case: "image" (path), "case", "landmarks" (N x 3 floats, RAS mm, NaN where missing), "landmark_file",
@@ -80,21 +88,23 @@ def landmark_cases(
         except (FileNotFoundError, ValueError) as error:
             item["problem"] = str(error)
 
-    def inspect(item: Mapping[str, Any]) -> list[str]:
-        return landmark_problems(item, names)
+    def inspect(item: Mapping[str, Any]) -> Findings:
+        return landmark_findings(item, names)
 
     rule = f"landmarks {list(names)}, allow_missing {missing}"
-    check_cases(cases, ("image", "landmark_file"), inspect, rule, cache_file, title="check images and points")
+    check_cases(
+        cases, ("image", "landmark_file"), inspect, rule, cache_file, title="check images and points", memory=memory
+    )
     return cases
 
 
-def landmark_problems(item: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+def landmark_findings(item: Mapping[str, Any], names: Sequence[str]) -> Findings:
     """Return what is wrong with a case: its image, its file of points, or a point outside of the image."""
-    grid, problems = inspect_image(item["image"], 1)
+    grid, problems, warnings, digests = inspect_image(item["image"], 1, digest=True)
     if "problem" in item:
-        return [*problems, item["problem"]]
+        return Findings([*problems, item["problem"]], warnings, digests)
     if grid is None:
-        return problems
+        return Findings(problems, warnings, digests)
     shape, affine = grid
     last = np.array(shape) - 1 + MARGIN
     points = np.array(item["landmarks"])
@@ -109,7 +119,7 @@ def landmark_problems(item: Mapping[str, Any], names: Sequence[str]) -> list[str
             f"{item['landmark_file']}: point {name!r} of {item['case']} at RAS {at} mm, voxel {voxel.round(1).tolist()}"
             f" of {shape}: must lie inside its image {item['image']}: {remedy}"
         )
-    return problems
+    return Findings(problems, warnings, digests)
 
 
 def _points_of(item: Mapping[str, Any], names: Sequence[str], missing: bool, tables: Mapping[str, Any]) -> np.ndarray:
@@ -144,17 +154,19 @@ def _decathlon(path: Path, table: Path) -> list[dict[str, Any]]:
     for entry in entries:
         if not isinstance(entry, dict) or not isinstance(entry.get("image"), str):
             raise ValueError(f"{path}: entry {entry!r}: must have an 'image' (a path): correct it")
+        if not isinstance(entry.get("landmarks", ""), str):
+            raise ValueError(f"{path}: entry {entry!r}: 'landmarks' must be the path of a file: correct it")
         if "landmarks" not in entry and not table.is_file():
             raise ValueError(
                 f"{path}: entry {entry!r}: must have 'landmarks', a .mrk.json or .csv file: add it, or a {TABLE} of all"
             )
     cases = []
     for number, (entry, case) in enumerate(zip(entries, case_names(entries), strict=True)):
-        points = path.parent / entry["landmarks"] if "landmarks" in entry else table
+        points = path_inside(path.parent, entry["landmarks"], path) if "landmarks" in entry else os.path.abspath(table)
         item = {
-            "image": os.path.normpath(path.parent / entry["image"]),
-            "case": case,
-            "landmark_file": os.path.normpath(points),
+            "image": path_inside(path.parent, entry["image"], path),
+            "case": case_name(entry.get("case", case), path),
+            "landmark_file": points,
         }
         item |= {"subject": str(entry["subject"])} if "subject" in entry else {}
         if lists[-1] and len(lists) > 1:

@@ -24,6 +24,8 @@ from typing import Any, Literal
 import numpy as np
 
 from mambamim_nets.bundle.datalist import read_json, stem
+from mambamim_nets.bundle.files import write_csv, write_text
+from mambamim_nets.bundle.names import case_name
 
 __all__ = ["ordered_points", "read_markups", "read_table", "write_markups", "write_table"]
 
@@ -51,7 +53,8 @@ def read_table(path: str | os.PathLike[str]) -> dict[str, Points]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a column or the frame is missing, a coordinate is no finite number, or a point is there twice.
+        ValueError: a column or the frame is missing, a coordinate is no finite number, a point is there twice, or a
+            case has a name that cannot name files.
     """
     path = Path(path)
     if not path.is_file():
@@ -77,6 +80,7 @@ def read_table(path: str | os.PathLike[str]) -> dict[str, Points]:
             raise ValueError(
                 f"{path}: line {rows.line_num} of the table: must name its case or image: fill the column in"
             )
+        case = case_name(case, f"{path}: line {rows.line_num} of the table") if case else ""
         name = cells["name"]
         where = f"{path}: point {name!r}" + (f" of {case}" if case else "")
         points = table.setdefault(case, {})
@@ -104,20 +108,15 @@ def write_table(
         confidence: case name -> point name -> number for a further column.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{os.getpid()}.{path.name}")
     extra = ["confidence"] if confidence is not None else []
-    with part.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["case", "name", "x", "y", "z", "frame", *extra])
-        for case, points in table.items():
-            for name, place in points.items():
-                mm = np.asarray(place, dtype=float) * SIGNS[frame]
-                cells = [f"{value:.4f}" if math.isfinite(value) else "" for value in mm]
-                more = [f"{confidence[case][name]:.3f}"] if confidence is not None else []
-                writer.writerow([case, name, *cells, frame, *more])
-    os.replace(part, path)
-    return path
+    rows: list[list[str]] = [["case", "name", "x", "y", "z", "frame", *extra]]
+    for case, points in table.items():
+        for name, place in points.items():
+            mm = np.asarray(place, dtype=float) * SIGNS[frame]
+            cells = [f"{value:.4f}" if math.isfinite(value) else "" for value in mm]
+            more = [f"{confidence[case][name]:.3f}"] if confidence is not None else []
+            rows.append([case, name, *cells, frame, *more])
+    return write_csv(path, rows)
 
 
 def read_markups(path: str | os.PathLike[str]) -> Points:
@@ -209,10 +208,7 @@ def write_markups(
         "measurements": [],
         "display": {"visibility": True, "pointLabelsVisibility": True},
     }
-    part = path.with_name(f".{os.getpid()}.{path.name}")
-    part.write_text(json.dumps({"@schema": SCHEMA, "markups": [markup]}, indent=4) + "\n", encoding="utf-8")
-    os.replace(part, path)
-    return path
+    return write_text(path, json.dumps({"@schema": SCHEMA, "markups": [markup]}, indent=4) + "\n")
 
 
 def ordered_points(

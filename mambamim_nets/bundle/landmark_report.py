@@ -14,9 +14,10 @@ from mambamim_nets.bundle.landmark_files import write_markups, write_table
 from mambamim_nets.bundle.landmark_pictures import landmark_figure, landmark_overlay, sdr_curve
 from mambamim_nets.bundle.landmark_tables import LandmarkCase, LandmarkTable, length_mm
 from mambamim_nets.bundle.launch import process_rank
+from mambamim_nets.bundle.loading import LoadScand
 from mambamim_nets.bundle.pictures import figure_array
 from mambamim_nets.bundle.results import ScanResults
-from mambamim_nets.bundle.scans import LoadScand, ScanLoader
+from mambamim_nets.bundle.scan_loader import ScanLoader
 
 __all__ = ["LandmarkPicture", "LandmarkReport", "LandmarkScanReport"]
 
@@ -82,12 +83,14 @@ class LandmarkScanReport(ScanResults):
     A scan whose results cannot be written is recorded as failed; the others go on.
 
     Args:
-        loader: of the scans; its data set's items say where they came from.
+        loader: of the scans.
         names: of the points.
         lengths: name -> its two ends.
         folder: where files go.
         pictures: whether to draw overlays.
         min_confidence: points below are named in the column "check" and in the log.
+        checkpoint: file of the weights.
+        overwrite: do again what an earlier run has done.
 
     Raises:
         ValueError: if the folder's biometry.csv is of other lengths.
@@ -101,13 +104,19 @@ class LandmarkScanReport(ScanResults):
         folder: str,
         pictures: bool = True,
         min_confidence: float = 0.3,
+        checkpoint: str | None = None,
+        overwrite: bool | str = False,
     ) -> None:
-        super().__init__(loader, folder, BIOMETRY, [*(f"{length} (mm)" for length in lengths), "confidence", "check"])
+        columns = [*(f"{length} (mm)" for length in lengths), "confidence", "check"]
+        super().__init__(loader, folder, BIOMETRY, columns, checkpoint, overwrite)
         self.names, self.lengths = list(names), dict(lengths)
         self.pictures, self.min_confidence = pictures, min_confidence
-        self.items = {item["name"]: item for item in loader.dataset.data}
 
-    def write(self, name: str, item: Mapping[str, Any]) -> None:
+    def files(self, name: str) -> list[str]:
+        endings = ["landmarks.csv", "landmarks.mrk.json", *(["preview.png"] if self.pictures else [])]
+        return [f"{name}_{ending}" for ending in endings]
+
+    def write(self, name: str, item: Mapping[str, Any]) -> list[str]:
         points, confidence = item["points"].numpy(), item["confidence"].numpy()
         found = dict(zip(self.names, points, strict=True))
         sure = dict(zip(self.names, confidence.tolist(), strict=True))
@@ -116,17 +125,16 @@ class LandmarkScanReport(ScanResults):
         write_markups(self.folder / f"{name}_landmarks.mrk.json", found, "LPS", notes)
         lengths = {length: length_mm(points, self.names, ends) for length, ends in self.lengths.items()}
         doubtful = [point for point, value in sure.items() if not value >= self.min_confidence]
-        measured = [f"{mm:.2f}" for mm in lengths.values()]
-        self.add_row(name, [*measured, f"{min(sure.values()):.3f}", " ".join(doubtful)])
-        told = ", ".join(f"{length} {mm:.1f} mm" for length, mm in lengths.items())
-        logger.info("%s: %s, confidence %.2f", path, told, min(sure.values()))
+        measured = ", ".join(f"{length} {mm:.1f} mm" for length, mm in lengths.items())
+        logger.info("%s: %s, confidence %.2f", path, measured, min(sure.values()))
         if doubtful:
             logger.warning("%s: look at %s: confidence below %g", name, ", ".join(doubtful), self.min_confidence)
         if self.pictures:
             image: Any = LoadScand("image")(self.items[name])["image"]
             picture = self.folder / f"{name}_preview.png"
-            landmark_overlay(image, points, self.names, self.lengths, picture, name)
+            landmark_overlay(image, points, self.names, self.lengths, picture, self.title(name))
             logger.info("picture: %s", picture)
+        return [*(f"{mm:.2f}" for mm in lengths.values()), f"{min(sure.values()):.3f}", " ".join(doubtful)]
 
 
 class LandmarkPicture:

@@ -9,7 +9,6 @@ the reference are counted nowhere.
 
 from __future__ import annotations
 
-import csv
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -19,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch.distributed as dist
 
+from mambamim_nets.bundle.files import write_csv, write_text
 from mambamim_nets.bundle.landmark_files import write_table
 from mambamim_nets.bundle.tables import cell, statistics
 
@@ -131,7 +131,7 @@ class LandmarkTable:
                 for metric, rows in (("radial_error_mm", errors), ("length_error_mm", lengths))
                 for name, stats in rows.items()
             ))  # fmt: skip
-            (folder / "summary.md").write_text(text, encoding="utf-8")
+            write_text(folder / "summary.md", text)
         return text
 
     def _length(self, row: LandmarkCase, ends: Sequence[str]) -> tuple[float, float, float]:
@@ -184,5 +184,4 @@ def _rate(errors: np.ndarray) -> np.ndarray:
 
 
 def _write(path: Path, columns: Sequence[str], rows: Any) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([columns, *rows])
+    write_csv(path, [columns, *rows])

@@ -1,6 +1,5 @@
 """What a configuration needs before it can run: the bundle's folder, the task, the data, devices, starting weights."""
 
-import difflib
 import hashlib
 import inspect
 import json
@@ -16,19 +15,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.bundle import ConfigParser, ConfigWorkflow
+from monai.bundle import ConfigWorkflow
 from monai.data import set_track_meta
 from monai.utils import set_determinism
 from torch import nn
 
 from mambamim_nets import phantom
+from mambamim_nets.bundle.weights import other_pretraining
 from mambamim_nets.checkpoint import load_encoder, load_weights
+from mambamim_nets.records import network_record
 
 __all__ = [
     "announce",
     "bare",
     "bundle_root",
-    "check_overrides",
+    "callers",
     "dataset_folder",
     "default_device",
     "flag",
@@ -46,7 +47,6 @@ __all__ = [
 logger = logging.getLogger("mambamim_nets")
 # MONAI tries an optional GPU decoder of DICOM whenever it makes a reader, and warns each time
 warnings.filterwarnings("ignore", message="NvImgCodecPydicomReader")
-TRACKING = ("tracking_uri", "experiment_name", "run_name", "save_execute_config")  # options of MONAI's --tracking
 
 
 def bundle_root() -> str:
@@ -56,7 +56,7 @@ def bundle_root() -> str:
     configuration's folder, and the verbs without a workflow (verify_net_in_out, ckpt_export) hold the file's path as
     ``config_file_``. Without either, it is the working directory.
     """
-    for frame in _callers():
+    for frame in callers():
         owner, file = frame.f_locals.get("self"), frame.f_locals.get("config_file_")
         folder = None
         if isinstance(owner, ConfigWorkflow) and hasattr(owner, "config_root_path"):
@@ -69,43 +69,12 @@ def bundle_root() -> str:
     return str(Path.cwd())
 
 
-def _callers() -> Iterator[FrameType]:
+def callers() -> Iterator[FrameType]:
+    """Yield the frames of the call stack, innermost first."""
     frame = inspect.currentframe()
     while frame is not None:
         yield frame
         frame = frame.f_back
-
-
-def check_overrides() -> None:
-    """Refuse command-line options that no configuration knows, which MONAI would add and nothing would read.
-
-    ``monai.bundle run`` is found on the call stack, as in ``bundle_root``: it holds the files and the options.
-
-    Likewise those that a later file has no use for: it sets to null what an earlier one sets.
-
-    Raises:
-        ValueError: that names the option and the nearest valid ones, or the file.
-    """
-    for frame in _callers():
-        files, options = frame.f_locals.get("config_file"), frame.f_locals.get("_args")
-        if frame.f_code.co_name != "create_workflow" or not files or not isinstance(options, Mapping):
-            continue
-        files = [files] if isinstance(files, str) else list(files)
-        contents = {file: ConfigParser.load_config_file(file) for file in files}
-        valid = {_top(key) for content in contents.values() for key in content}
-        unused = {key: file for file in files[1:] for key, value in contents[file].items() if value is None}
-        allowed = valid | set(inspect.signature(ConfigWorkflow).parameters) | set(TRACKING)
-        for option in map(_top, options):
-            if option not in allowed:
-                near = difflib.get_close_matches(option, valid, n=3, cutoff=0.5)
-                hint = f"did you mean --{' or --'.join(near)}?" if near else f"valid are {', '.join(sorted(valid))}"
-                raise ValueError(f"option --{option} is unknown to {', '.join(files)}; {hint}")
-            if option in unused:
-                raise ValueError(f"option --{option} has no effect with {unused[option]}; leave it out")
-
-
-def _top(key: str) -> str:
-    return key.replace("#", "::").split("::")[0].lstrip("+~")
 
 
 def task_spec(bundle_root: str, task: str) -> dict[str, Any]:
@@ -196,18 +165,40 @@ def seed_everything(seed: int) -> None:
     set_track_meta(True)
 
 
-def start_network(network: nn.Module, pretrained: str | None, adapt_input: bool = False) -> nn.Module:
+def start_network(
+    network: nn.Module,
+    pretrained: str | None,
+    adapt_input: bool = False,
+    record: Mapping[str, Any] | None = None,
+    roi_size: Sequence[int] | None = None,
+) -> nn.Module:
     """Return a network ready for training; the log says how it starts.
 
     From scratch, or from ``pretrained``: its encoder, or where a network has no part of that name all its weights.
+    Where these were trained at another spacing, intensity or crop, a warning says so.
+
+    Args:
+        network, pretrained, adapt_input: as in ``load_encoder``.
+        record: what the run's own weights will be.
+        roi_size: the run's crops, in voxels.
     """
-    if pretrained and not hasattr(network, "encoder"):
-        logger.info("starting weights: %s", load_weights(network, pretrained))
-    elif pretrained:
-        logger.info("starting weights: encoder, %s", load_encoder(network, pretrained, adapt_input))
-    else:
+    if not pretrained:
         logger.info("starting weights: none, training from scratch")
+        return network
+    if hasattr(network, "encoder"):
+        report = load_encoder(network, pretrained, adapt_input)
+        logger.info("starting weights: encoder, %s", report)
+    else:
+        report = load_weights(network, pretrained, network_record(network), _networks())
+        logger.info("starting weights: %s", report)
+    if differing := other_pretraining(report.record, record or {}, roi_size):
+        logger.warning("%s was trained at other values than this run: %s", pretrained, differing)
     return network
+
+
+def _networks() -> set[str]:
+    """Return the names of the networks that the bundle being run has files for."""
+    return {path.stem for path in Path(bundle_root(), "configs", "networks").glob("*.json")}
 
 
 def trained_network(network: nn.Module, checkpoint: str, record: Mapping[str, Any] | None = None) -> nn.Module:
@@ -219,7 +210,7 @@ def trained_network(network: nn.Module, checkpoint: str, record: Mapping[str, An
     Raises:
         FileNotFoundError, ValueError: as ``load_weights``.
     """
-    report = load_weights(network, checkpoint, record)
+    report = load_weights(network, checkpoint, record, _networks())
     logger.info("weights: %s", report)
     if record and not report.record:
         logger.warning("%s does not say what its weights are: task and spacing are taken on trust", checkpoint)

@@ -24,7 +24,9 @@ from typing import Any
 
 from mambamim_nets.bundle.channels import channel_positions, in_number_order, one_or_all, ordered
 from mambamim_nets.bundle.datalist import case_names, is_nnunet, keys_of, listed_subjects, read_json, some
+from mambamim_nets.bundle.duplicates import same_files
 from mambamim_nets.bundle.folders import folder_cases
+from mambamim_nets.bundle.names import case_name, path_inside
 
 __all__ = ["channel_order", "labelled_cases"]
 
@@ -56,8 +58,9 @@ def labelled_cases(dataset_dir: str | os.PathLike[str], channels: Sequence[str] 
 
     Raises:
         FileNotFoundError: the folder, a file that a case needs, or any known layout is missing.
-        ValueError: `dataset.json` is of no known layout, names no case, one case twice or a path that leaves the
-            folder; or the data set has some of the channels and lacks others.
+        ValueError: `dataset.json` is of no known layout, names no case, one case twice, a case by a name that cannot
+            name files (see `names.case_name`) or a path that leaves the folder; or the data set has some of the
+            channels and lacks others.
     """
     root = _folder(dataset_dir)
     source = root / "dataset.json"
@@ -83,6 +86,8 @@ def labelled_cases(dataset_dir: str | os.PathLike[str], channels: Sequence[str] 
         )
     if not cases:
         raise ValueError(f"{source} names no labelled case; {_REMEDY}")
+    for item in cases:
+        item["case"] = case_name(item["case"], source if source.is_file() else root)
     repeated = sorted(name for name, count in Counter(item["case"] for item in cases).items() if count > 1)
     if repeated:
         raise ValueError(
@@ -130,12 +135,21 @@ def channel_order(dataset_dir: str | os.PathLike[str], channels: Sequence[str]) 
 
 
 def _decathlon_cases(root: Path, content: Mapping[str, Any], channels: Sequence[str] | None) -> list[dict[str, Any]]:
+    source = root / "dataset.json"
     training, others = content["training"], content.get("validation")
     for entry in training:
         if not isinstance(entry, dict) or "image" not in entry or "label" not in entry:
-            raise ValueError(f"{root / 'dataset.json'}: training entry {entry!r} must have 'image' and 'label'")
+            raise ValueError(f"{source}: training entry {entry!r} must have 'image' and 'label'")
     validation = [entry for entry in others if isinstance(entry, dict)] if isinstance(others, list) else []
     validation = [entry for entry in validation if "image" in entry and entry.get("label")]
+    for entry in (*training, *validation):
+        files = entry["image"] if isinstance(entry["image"], list) else [entry["image"]]
+        if not files or not all(isinstance(file, str) for file in (*files, entry["label"])):
+            raise ValueError(
+                f"{source}: entry {entry!r} must have as 'image' a path or a list of them, and as 'label' a path"
+            )
+        if "case" in entry:
+            case_name(entry["case"], source)
     names = in_number_order(content.get("modality"))
     entries = [*training, *validation]
     cases = []
@@ -154,10 +168,29 @@ def _decathlon_cases(root: Path, content: Mapping[str, Any], channels: Sequence[
     trained = {str(item["image"]) for item in cases[: len(training)]}
     both = [item["case"] for item in cases[len(training) :] if str(item["image"]) in trained]
     if both:
-        raise ValueError(
-            f"{root / 'dataset.json'}: cases in both 'training' and 'validation': {some(both)}; keep each in one list"
-        )
+        raise ValueError(f"{source}: cases in both 'training' and 'validation': {some(both)}; keep each in one list")
+    tested = content.get("test")
+    entries = tested if isinstance(tested, list) else []
+    images = [entry["image"] if isinstance(entry, dict) and "image" in entry else entry for entry in entries]
+    paths = [path for image in images for path in _files(image) if isinstance(path, str)]
+    _warn_of_tested(cases, [os.path.normpath(os.path.join(root, path)) for path in paths], f"{source}: 'test'")
     return cases
+
+
+def _warn_of_tested(cases: Sequence[Mapping[str, Any]], tested: Sequence[str], where: str) -> None:
+    """Log which labelled cases are among the images kept for testing: of those a model would have seen the answer."""
+    case_of = {file: item["case"] for item in cases for file in _files(item["image"])}
+    pairs = [f"{case_of[image]} ({os.path.basename(test)})" for image, test in same_files(case_of, tested)]
+    if pairs:
+        logger.warning(
+            "%s has images of labelled cases too: %s; scores on them say nothing about new scans, take them out there",
+            where,
+            some(pairs),
+        )
+
+
+def _files(image: Any) -> list[Any]:
+    return image if isinstance(image, list) else [image]
 
 
 def _nnunet_cases(root: Path, content: Mapping[str, Any], channels: Sequence[str] | None) -> list[dict[str, Any]]:
@@ -170,6 +203,12 @@ def _nnunet_cases(root: Path, content: Mapping[str, Any], channels: Sequence[str
     entries: dict[str, tuple[list[str], str]] = {}
     if isinstance(content.get("dataset"), dict):  # nnU-Net v2 may list its files instead of relying on their names
         for case, entry in content["dataset"].items():
+            case_name(case, root / "dataset.json")
+            if not isinstance(entry, dict) or not isinstance(entry.get("images"), list) or "label" not in entry:
+                raise ValueError(
+                    f"{root / 'dataset.json'}: entry {case!r} of 'dataset' is {entry!r}; it must have a list 'images' "
+                    "and a 'label'"
+                )
             entries[case] = ([_inside(root, path) for path in entry["images"]], _inside(root, entry["label"]))
     else:
         for label in sorted((root / "labelsTr").glob(f"*{ending}")):
@@ -200,20 +239,17 @@ def _nnunet_cases(root: Path, content: Mapping[str, Any], channels: Sequence[str
     if channels is not None and positions is None:
         logger.info("%s %s names none of the channels %s: their order is kept", where, names, list(channels))
     positions = positions or list(range(len(names)))
-    return [
+    cases = [
         {"image": one_or_all([images[p] for p in positions]), "label": label, "case": case}
         for case, (images, label) in entries.items()
     ]
+    tested = root / "imagesTs"
+    _warn_of_tested(cases, [str(path) for path in sorted(tested.glob(f"*{ending}"))], str(tested))
+    return cases
 
 
-def _inside(root: Path, path: str) -> str:
-    """Join a listed path to its data set; links inside the folder may point elsewhere, the path itself may not."""
-    joined = os.path.normpath(os.path.join(root, path))
-    if os.path.commonpath([joined, root]) != str(root):
-        raise ValueError(
-            f"{root / 'dataset.json'}: path {path!r} must stay inside {root}; move the file there or link to it"
-        )
-    return joined
+def _inside(root: Path, path: object) -> str:
+    return path_inside(root, path, root / "dataset.json")
 
 
 def _folder(dataset_dir: str | os.PathLike[str]) -> Path:

@@ -15,11 +15,13 @@ from monai.data import ITKReader, MetaTensor, NibabelReader
 from monai.data.image_reader import ImageReader
 from monai.transforms import EnsureChannelFirst, MapTransform
 
-from mambamim_nets.bundle.check import AFFINE_ERROR, corners_apart
 from mambamim_nets.bundle.datalist import stem
-from mambamim_nets.bundle.series import INSTALL, series_files, series_geometry
+from mambamim_nets.bundle.headers import AFFINE_ERROR, Header, axes_affine, corners_apart, judged, read_header
+from mambamim_nets.bundle.inspection import UNORIENTED
+from mambamim_nets.bundle.series import series_files, series_geometry
+from mambamim_nets.bundle.slices import INSTALL
 
-__all__ = ["ENDINGS", "NIBABEL", "LoadScand", "read_scan"]
+__all__ = ["ENDINGS", "NIBABEL", "LoadScand", "read_scan", "scan_header"]
 
 NIBABEL = (".nii.gz", ".nii", ".mgz")
 ITK = (".nrrd", ".mha")
@@ -27,22 +29,24 @@ ENDINGS = NIBABEL + ITK
 _LOADING = threading.Lock()
 
 
-def read_scan(image: str | Sequence[str], series: str = "") -> MetaTensor:
+def read_scan(image: str | Sequence[str], series: str = "", axes: str | None = None) -> MetaTensor:
     """Read a scan.
 
     Args:
         image: file, list of files (one for each channel), or folder of a DICOM series.
         series: SeriesInstanceUID of a DICOM series.
+        axes: where the axes of files point that do not say so, such as "RAS"; their spacing is that of the file.
 
     Returns:
         (C, D, H, W) float32, C the channels; its affine in RAS mm.
 
     Raises:
         ImportError: reading needs a package that is not installed.
-        ValueError: the files of the channels differ in their grids, or the slices of a series form none.
+        ValueError: the files of the channels differ in their grids, the slices of a series form none, a file does not
+            say where its axes point and `axes` neither, or a voxel is not finite in float32.
     """
     if not isinstance(image, str):
-        return _stacked(image, [read_scan(path) for path in image])
+        return _stacked(image, [read_scan(path, axes=axes) for path in image])
     if image.endswith(NIBABEL) and not os.path.isdir(image):
         reader: ImageReader = NibabelReader()
     else:
@@ -50,9 +54,15 @@ def read_scan(image: str | Sequence[str], series: str = "") -> MetaTensor:
         if not image.endswith(ITK) or os.path.isdir(image):
             return _read_series(itk, image, series)
         reader = ITKReader()
+    header = read_header(image)
     # not LoadImage, which makes every reader there is, with the warnings of each
     array, meta = reader.get_data(reader.read(image))
-    scan = _tensor(array, meta)
+    if not header.oriented:
+        if axes is None:
+            raise ValueError(f"{image}: {UNORIENTED}")
+        affine = axes_affine(axes, header)
+        meta |= {"affine": affine, "original_affine": affine.copy(), "space": "RAS"}
+    scan = _tensor(image, array, meta)
     if scan.ndim != 4:
         raise ValueError(f"{image}: {scan.ndim - 1} axes: must be 3-D: extract one volume from it")
     return scan
@@ -78,17 +88,58 @@ def _read_series(itk: Any, path: str, series: str) -> MetaTensor:
     """
     files = series_files(path, series)
     affine, shape = series_geometry(files)
-    source = files if len(files) > 1 else files[0]
-    volume = itk.array_from_image(itk.imread(source, pixel_type=itk.F, imageio=itk.GDCMImageIO.New()))
+    try:
+        volume = _decoded(itk, files if len(files) > 1 else files[0])
+    except Exception as error:  # whatever ITK raises on pixels that it cannot decode, it does not say which
+        raise ValueError(
+            f"{_undecodable(itk, files) or path}: its pixel data cannot be decoded: copy or export the series again"
+        ) from error
     array = volume.T  # (k, j, i) -> (i, j, k)
     if array.shape != shape:
         raise ValueError(f"{path}: voxels {array.shape} were read where the headers say {shape}; export it again")
     meta = {"affine": affine, "original_affine": affine.copy(), "spatial_shape": np.array(shape), "space": "RAS"}
-    return _tensor(array, {**meta, "original_channel_dim": float("nan")})
+    return _tensor(path, array, {**meta, "original_channel_dim": float("nan")})
 
 
-def _tensor(array: np.ndarray, meta: dict[str, Any]) -> MetaTensor:
-    scan: Any = MetaTensor.ensure_torch_and_prune_meta(np.array(array, dtype=np.float32, order="C"), meta)
+def _decoded(itk: Any, source: str | list[str]) -> np.ndarray:
+    array: np.ndarray = itk.array_from_image(itk.imread(source, pixel_type=itk.F, imageio=itk.GDCMImageIO.New()))
+    return array
+
+
+def _undecodable(itk: Any, files: Sequence[str]) -> str:
+    """Return the first slice that cannot be decoded alone, or ""."""
+    for file in files:
+        try:
+            _decoded(itk, [file])
+        except Exception:  # as above
+            return file
+    return ""
+
+
+def scan_header(image: str | Sequence[str], series: str = "") -> Header:
+    """Return what the header of a scan (of its first channel), or the slices of its series, say about the grid.
+
+    Raises:
+        ValueError: the slices of a series form no grid.
+        Exception: whatever a reader raises on a broken file.
+    """
+    first = image if isinstance(image, str) else image[0]
+    if first.endswith(ENDINGS) and not os.path.isdir(first):
+        return read_header(first)
+    affine, shape = series_geometry(series_files(first, series))
+    return judged(Header(shape, tuple(float(edge) for edge in np.linalg.norm(affine[:3, :3], axis=0))))
+
+
+def _tensor(path: str, array: np.ndarray, meta: dict[str, Any]) -> MetaTensor:
+    with np.errstate(over="ignore"):  # named below
+        values = np.array(array, dtype=np.float32, order="C")
+    count = int(values.size - np.isfinite(values).sum())
+    if count:
+        raise ValueError(
+            f"{path}: {count} of {values.size} voxels are NaN or infinite in float32: must be finite: replace them, or"
+            " rescale the image"
+        )
+    scan: Any = MetaTensor.ensure_torch_and_prune_meta(values, meta)
     return cast(MetaTensor, EnsureChannelFirst()(scan))
 
 
@@ -127,7 +178,7 @@ class LoadScand(MapTransform):
             image = out[key]
             source = image if isinstance(image, str) else image[0]
             name = out.get("name") or stem(source, ENDINGS)
-            scan = read_scan(image, str(out.get("series", "")))
+            scan = read_scan(image, str(out.get("series", "")), out.get("axes"))
             if self.order is not None and isinstance(image, str):
                 scan = cast(MetaTensor, scan[self.order])
             parent = source if os.path.isdir(source) else os.path.dirname(source)

@@ -13,9 +13,12 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+
+from mambamim_nets.bundle.files import atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,6 +31,8 @@ BACKGROUND = "#101214"
 TEXT = "#e8eaed"
 MUTED = "#9aa0a6"
 HIDDEN = "#5f6368"
+WARNING = "#fdd663"
+LETTERS_PER_INCH = 18  # of a note
 CONVENTION = "radiological convention: the patient's right is on the left"
 # Distinct on grey and for most colour-blind readers: Okabe and Ito's first, then others for maps with many classes.
 COLOURS = (
@@ -197,7 +202,10 @@ def figure_array(figure: Figure, dpi: int = 100) -> np.ndarray:
 def lay_out(
     shape: Sequence[int], spacing: Sequence[float], rows_are_planes: bool, n_other: int, title: str | None, legend: int
 ) -> tuple[Figure, list[list[Axes]]]:
-    """Lay out panels of one scale: planes along one direction, `n_other` pictures along the other. Sizes in inches."""
+    """Lay out panels of one scale: planes along one direction, `n_other` pictures along the other. Sizes in inches.
+
+    A second line of the title is a warning: smaller, in its colour, and cut where it is too long.
+    """
     from matplotlib.figure import Figure
 
     mm = [n * edge for n, edge in zip(shape, spacing, strict=True)]
@@ -210,7 +218,8 @@ def lay_out(
     scale = min(8.0 / sum(widths), 8.0 / sum(heights), 3.2 / max(max(widths), max(heights)))
     widths, heights = [w * scale for w in widths], [h * scale for h in heights]
     gap, left, edge = 0.08, 0.42, 0.12
-    top = 0.34 + (0.3 if title else 0.0)
+    head, _, note = (title or "").partition("\n")
+    top = 0.34 + (0.3 if head else 0.0) + (0.16 if note else 0.0)
     below = 0.32 + (0.06 + 0.19 * legend if legend else 0.0)
     width = max(left + sum(widths) + gap * (len(widths) - 1) + edge, 4.2)
     height = top + sum(heights) + gap * (len(heights) - 1) + below
@@ -226,8 +235,11 @@ def lay_out(
             x += w + gap
         axes.append(row)
         y -= gap
-    if title:
-        figure.text(0.5, 1 - 0.12 / height, title, color=TEXT, fontsize=11, ha="center", va="top", parse_math=False)
+    if head:
+        figure.text(0.5, 1 - 0.12 / height, head, color=TEXT, fontsize=11, ha="center", va="top", parse_math=False)
+    if note:
+        text = shorten(note, int(LETTERS_PER_INCH * width), placeholder=" ...")
+        figure.text(0.5, 1 - 0.42 / height, text, color=WARNING, fontsize=7, ha="center", va="top", parse_math=False)
     figure.text(0.5, 0.1 / height, CONVENTION, color=MUTED, fontsize=6, ha="center", va="bottom")
     return figure, axes
 
@@ -305,20 +317,9 @@ def _legend(
         ]
         lines.append(f"{name}   {' / '.join(volumes)}")
     handles = [Patch(facecolor=colour, edgecolor=colour) for colour in _colours(classes).values()]
-    legend = figure.legend(
-        handles,
-        lines,
-        loc="lower center",
-        ncols=columns,
-        bbox_to_anchor=(0.5, 0.24 / figure.get_figheight()),
-        frameon=False,
-        fontsize=8,
-        labelcolor=TEXT,
-        handlelength=1.0,
-        handleheight=0.9,
-        labelspacing=0.35,
-        borderaxespad=0.0,
-    )
+    legend = figure.legend(handles, lines, loc="lower center", ncols=columns, frameon=False, fontsize=8,
+                           labelcolor=TEXT, bbox_to_anchor=(0.5, 0.24 / figure.get_figheight()), handlelength=1.0,
+                           handleheight=0.9, labelspacing=0.35, borderaxespad=0.0)  # fmt: skip
     for text in legend.get_texts():
         text.set_parse_math(False)
 
@@ -332,11 +333,10 @@ def _halo() -> list[Any]:
 def save_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     FigureCanvasAgg(figure)
-    figure.savefig(path, dpi=DPI, format="png", facecolor=figure.get_facecolor())
-    return path
+    return atomic_write(
+        path, lambda part: figure.savefig(part, dpi=DPI, format="png", facecolor=figure.get_facecolor())
+    )
 
 
 # --- arrays ---------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from typing import Any
 from monai.engines import Evaluator
 from torch import nn
 
+from mambamim_nets.bundle.files import atomic_write, write_text
 from mambamim_nets.bundle.launch import trained_network
 from mambamim_nets.bundle.report import CaseReport
 
@@ -59,12 +60,10 @@ def promote(
         for path in (old, old.with_suffix(".txt")):
             if path.is_file():
                 os.replace(path, _unused(path))
-    old.parent.mkdir(parents=True, exist_ok=True)
-    part = old.with_name(f".{os.getpid()}.{old.name}")
-    shutil.copyfile(new, part)
-    os.replace(part, old)
+    atomic_write(old, lambda part: shutil.copyfile(new, part))
     note = f"These weights were installed from {new} on {date.today()}, mean Dice {scores[new]:.4f} when evaluated. "
-    old.with_suffix(".txt").write_text(note + "They are for research only and not for diagnosis or treatment.\n")
+    note += "They are for research only and not for diagnosis or treatment.\n"
+    write_text(old.with_suffix(".txt"), note)
     logger.info("installed %s", old)
     return True
 

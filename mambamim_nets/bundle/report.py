@@ -1,7 +1,6 @@
 """What people look at: metrics and overlays of an evaluation; label maps, previews, volumes, features of new scans."""
 
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,19 +14,22 @@ from monai.data import MetaTensor
 from monai.engines import Evaluator
 from monai.transforms import LoadImage, Orientation
 
-from mambamim_nets.bundle.data import case_name
-from mambamim_nets.bundle.dicom import series_files, write_dicom_seg
+from mambamim_nets.bundle.dicom import write_dicom_seg
+from mambamim_nets.bundle.errors import first_line
+from mambamim_nets.bundle.files import atomic_write
 from mambamim_nets.bundle.launch import process_rank
+from mambamim_nets.bundle.loading import LoadScand
 from mambamim_nets.bundle.pictures import figure_array, overlay, overlay_figure
 from mambamim_nets.bundle.results import ScanResults
-from mambamim_nets.bundle.scans import LoadScand, ScanLoader
+from mambamim_nets.bundle.scan_loader import ScanLoader
+from mambamim_nets.bundle.scans import source_files
 from mambamim_nets.bundle.tables import MetricsTable, case_metrics
 from mambamim_nets.bundle.targets import Targets
 
 __all__ = ["CaseReport", "FeatureReport", "ScanReport", "ValidationPicture", "preview_window"]
 
 logger = logging.getLogger("mambamim_nets")
-VOLUMES = "volumes.csv"
+VOLUMES, FEATURES = "volumes.csv", "features.csv"
 
 
 def preview_window(kind: str, low: float = 0.0, high: float = 0.0) -> tuple[float, float] | None:
@@ -119,15 +121,18 @@ class ScanReport(ScanResults):
 
     Expects ``pred`` (1, D, H, W) uint8 label maps with the affine of the input, and batches with ``name``; attached to
     an evaluator.
-    A scan whose results cannot be written is recorded as failed; the others go on.
+    A scan whose results cannot be written is recorded as failed; the others go on. A scan whose DICOM-SEG alone cannot
+    be written, such as for a header that breaks the standard, has all else, a warning, and is named at the end.
 
     Args:
-        loader: of the scans; its data set's items say where they came from.
+        loader: of the scans.
         targets: of the task.
         folder: where files go.
         pictures: whether to draw previews.
         window: grey values shown black and white; None: percentiles.
         description: of the network, for the DICOM-SEG.
+        checkpoint: file of the weights.
+        overwrite: do again what an earlier run has done.
 
     Raises:
         ValueError: if the folder's volumes.csv is of another task.
@@ -141,29 +146,45 @@ class ScanReport(ScanResults):
         pictures: bool = True,
         window: tuple[float, float] | None = None,
         description: str = "mambamim_nets",
+        checkpoint: str | None = None,
+        overwrite: bool | str = False,
     ) -> None:
-        super().__init__(loader, folder, VOLUMES, [f"{name} (ml)" for name in targets.structures])
+        columns = [f"{name} (ml)" for name in targets.structures]
+        super().__init__(loader, folder, VOLUMES, columns, checkpoint, overwrite)
         self.targets, self.pictures, self.window, self.description = targets, pictures, window, description
-        self.items = {item["name"]: item for item in loader.dataset.data}
 
-    def write(self, name: str, item: Mapping[str, Any]) -> None:
+    def files(self, name: str) -> list[str]:
+        endings = ["seg.nii.gz", *(["preview.png"] if self.pictures else [])]
+        if self.items[name]["series"]:
+            endings.append("seg.dcm")
+        return [f"{name}_{ending}" for ending in endings]
+
+    def write(self, name: str, item: Mapping[str, Any]) -> list[str]:
         pred, scan = item["pred"], self.items[name]
         label, affine = pred[0].cpu().numpy().astype("uint8"), np.asarray(pred.affine, dtype=float)
         path = self.folder / f"{name}_seg.nii.gz"
         _save_nifti(label, affine, path)
         if scan["series"]:
-            files = series_files(scan["image"], scan["series"])
-            dicom = self.folder / f"{name}_seg.dcm"
-            write_dicom_seg(label, affine, files, self.targets.labels, dicom, self.description)
+            self._write_dicom(name, label, affine)
         ml = float(abs(np.linalg.det(affine[:3, :3]))) / 1000
         counts = np.bincount(label.ravel(), minlength=256)
         volumes = [counts[list(values)].sum() * ml for values in self.targets.structures.values()]
-        self.add_row(name, [f"{volume:.3f}" for volume in volumes])
         found = zip(self.targets.structures, volumes, strict=True)
         logger.info("%s: %s", path, ", ".join(f"{part} {volume:.1f} ml" for part, volume in found if volume))
         if self.pictures:
             image: Any = LoadScand("image")(scan)["image"]
-            _preview(image, label, self.targets.labels, self.folder / f"{name}_preview.png", name, None, self.window)
+            picture = path.with_name(f"{name}_preview.png")
+            _preview(image, label, self.targets.labels, picture, self.title(name), None, self.window)
+        return [f"{volume:.3f}" for volume in volumes]
+
+    def _write_dicom(self, name: str, label: np.ndarray, affine: np.ndarray) -> None:
+        path = self.folder / f"{name}_seg.dcm"
+        path.unlink(missing_ok=True)  # that of an earlier run is not of this label map
+        try:
+            write_dicom_seg(label, affine, source_files(self.items[name]), self.targets.labels, path, self.description)
+        except Exception as error:  # whatever highdicom raises on tags that break the standard
+            logger.debug("%s: %s cannot be written", name, path, exc_info=True)
+            self.lacks(name, f"no DICOM-SEG, the series' headers do not allow one: {first_line(error)}")
 
 
 def _save_nifti(label: np.ndarray, affine: np.ndarray, path: Path) -> None:
@@ -171,9 +192,7 @@ def _save_nifti(label: np.ndarray, affine: np.ndarray, path: Path) -> None:
     image.set_qform(affine, code=1)
     image.set_sform(affine, code=1)
     image.header.set_xyzt_units("mm", "sec")
-    part = path.with_name(f".{os.getpid()}.{path.name}")
-    nib.save(image, part)
-    os.replace(part, path)
+    atomic_write(path, lambda part: nib.save(image, part))
 
 
 class ValidationPicture:
@@ -199,11 +218,12 @@ class ValidationPicture:
         self.writer.add_image("validation", figure_array(figure), engine.state.epoch, dataformats="HWC")
 
 
-class FeatureReport:
+class FeatureReport(ScanResults):
     """Write the encoder's features of every new scan: ``<name>_features.npz``.
 
     Expects ``image`` (C_in, D, H, W) of ``LoadScand``, 0 where padded, and ``pred`` (C, d, h, w), its features on a
-    coarser grid; attached to an evaluator. A scan whose features cannot be written is recorded as failed. Arrays:
+    coarser grid, and batches with ``name``; attached to an evaluator. A row of features.csv says of each scan how many
+    tokens it has, and how many inside. A scan whose features cannot be written is recorded as failed. Arrays:
         features   (C, d, h, w) float32, one token per block of voxels
         inside     (d, h, w) bool, blocks with any voxel above 0: not background or padding only
         mean       (C,) float32, mean of the features inside
@@ -213,24 +233,20 @@ class FeatureReport:
     Args:
         loader: of the scans.
         folder: where files go.
+        checkpoint: file of the weights.
+        overwrite: do again what an earlier run has done.
     """
 
-    def __init__(self, loader: ScanLoader, folder: str) -> None:
-        self.loader, self.folder = loader, Path(folder)
+    def __init__(
+        self, loader: ScanLoader, folder: str, checkpoint: str | None = None, overwrite: bool | str = False
+    ) -> None:
+        super().__init__(loader, folder, FEATURES, ["tokens", "tokens inside"], checkpoint, overwrite)
 
-    def attach(self, engine: Evaluator) -> None:
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
+    def files(self, name: str) -> list[str]:
+        return [f"{name}_features.npz"]
 
-    def _collect(self, engine: Evaluator) -> None:
-        for item in engine.state.output:
-            name = case_name(item["image"].meta["filename_or_obj"])
-            try:
-                self._write(name, item["image"], item["pred"])
-            except Exception as error:
-                logger.exception("%s: its features could not be written", name)
-                self.loader.failures[name] = f"{type(error).__name__}: {error}"
-
-    def _write(self, name: str, image: MetaTensor, pred: torch.Tensor) -> None:
+    def write(self, name: str, item: Mapping[str, Any]) -> list[str]:
+        image, pred = item["image"], item["pred"]
         features = torch.as_tensor(pred).float().cpu()
         voxels = torch.as_tensor(image).cpu()
         blocks = [side // tokens for side, tokens in zip(voxels.shape[1:], features.shape[1:], strict=True)]
@@ -246,9 +262,6 @@ class FeatureReport:
             "affine": np.asarray(image.affine, dtype=float) @ centres,
             "spacing": np.asarray(image.pixdim, dtype=float),
         }
-        self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / f"{name}_features.npz"
-        part = path.with_name(f".{os.getpid()}.{path.name}")
-        np.savez_compressed(part, **arrays)
-        os.replace(part, path)
+        path = atomic_write(self.folder / f"{name}_features.npz", lambda part: np.savez_compressed(part, **arrays))
         logger.info("%s: features %s of %d blocks", path, tuple(features.shape), int(inside.sum()))
+        return [str(inside.numel()), str(int(inside.sum()))]

@@ -1,34 +1,39 @@
-"""New scans: list and check them, load them, and go on when one of them fails.
+"""List new scans, and check them.
 
 A scan is one image to segment: a file, a DICOM series, or for tasks of several channels a set of files, one for each. A
-scan that is broken, incomplete or irregular keeps its place in the list with an "error"; the others are segmented, and
-`finish` names the failures at the end.
+scan that is broken, incomplete or irregular keeps its place in the list with an "error"; the others are segmented. What
+is doubtful about a scan that can be segmented are its "warnings"; the log, its row in the report and its preview show
+them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import logging
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
-from monai.data import Dataset, list_data_collate
 from tqdm import tqdm
 
 from mambamim_nets.bundle.channels import channel_of, modality_of
-from mambamim_nets.bundle.check import Volume, image_problems, inspect_image
 from mambamim_nets.bundle.datalist import some, stem
-from mambamim_nets.bundle.loading import ENDINGS, NIBABEL, LoadScand, read_scan
-from mambamim_nets.bundle.series import is_dicom, series_of
+from mambamim_nets.bundle.errors import first_line
+from mambamim_nets.bundle.headers import assumed, checked_axes, read_header
+from mambamim_nets.bundle.inspection import Volume, image_problems, inspect_image
+from mambamim_nets.bundle.loading import ENDINGS, NIBABEL, read_scan, scan_header
+from mambamim_nets.bundle.memory import ScanMemory
+from mambamim_nets.bundle.series import series_files, series_of
+from mambamim_nets.bundle.slices import is_dicom
 
-__all__ = ["LoadScand", "ScanLoader", "finish", "read_scan", "scans"]
+__all__ = ["scans", "source_files"]
 
 logger = logging.getLogger("mambamim_nets")
 
@@ -40,7 +45,12 @@ Item = dict[str, Any]
 
 
 def scans(
-    path: str, output_dir: str, channels: Sequence[str] = ("image",), postfix: str = "_seg"
+    path: str,
+    output_dir: str,
+    channels: Sequence[str] = ("image",),
+    postfix: str = "_seg",
+    assume_axes: str | None = None,
+    memory: ScanMemory | None = None,
 ) -> list[dict[str, Any]]:
     """List the scans to segment, and check each by reading it (of DICOM series the headers).
 
@@ -55,30 +65,35 @@ def scans(
         output_dir: where results will go; must not hold the inputs under the results' names.
         channels: names of the task's image channels, in the network's order.
         postfix: what is appended to the names of results.
+        assume_axes: where the axes of files point that do not say so, such as "RAS"; None: those cannot be segmented.
+        memory: what the work on a scan takes, compared with what is free; None: it is not.
 
     Returns:
         One dict per scan, sorted by name: "image" (file, list of files in channel order, or folder of a DICOM series),
-        "name" (of its results, unique), "series" (UID of a DICOM series, else "") and, if it cannot be segmented,
-        "error" (why).
+        "name" (of its results, unique), "series" (UID of a DICOM series, else ""); and only where there is cause:
+        "error" (why it cannot be segmented), "warnings" (what is doubtful about it), "axes" (those assumed of it).
 
     Raises:
         FileNotFoundError: the path does not exist or holds no scan.
         ValueError: not one scan is sound, two results would share a name, a result would replace a file of the input,
-            or DICOM is given for several channels.
+            DICOM is given for several channels, or ``assume_axes`` names none.
     """
+    axes = checked_axes(assume_axes)
     items, ignored = _find(Path(path).expanduser(), list(channels), postfix)
     items.sort(key=lambda item: item["name"])
     _refuse_collisions(path, items, ignored, output_dir, postfix)
     if ignored:
         logger.info("left out, segmentations by their names: %s", some([str(file) for file in ignored]))
     with ThreadPoolExecutor(WORKERS) as pool:
-        found = pool.map(lambda item: item.get("error") or _problem(item, len(channels)), items)
-        for item, error in zip(items, tqdm(found, desc="check scans", total=len(items), disable=None), strict=True):
-            if error:
-                item["error"] = error
+        done = pool.map(lambda item: _judge(item, len(channels), axes, memory), items)
+        for _ in tqdm(done, desc="check scans", total=len(items), disable=None):
+            pass
     bad = [f"{item['name']}: {item['error']}" for item in items if "error" in item]
     if len(bad) == len(items):
         raise ValueError(f"0 of {len(items)} scans from {path} can be segmented; repair or replace them:\n" + _few(bad))
+    for item in items:
+        for warning in item.get("warnings", []) if "error" not in item else []:
+            logger.warning("%s: %s", item["name"], warning)
     if bad:
         logger.warning("%d of %d scans cannot be segmented:\n%s", len(bad), len(items), _few(bad))
     logger.info("%d scan(s) from %s, results to %s", len(items) - len(bad), path, output_dir)
@@ -108,16 +123,25 @@ def _refuse_collisions(
         )
 
 
-def _files(item: Item) -> list[str]:
+def source_files(item: Mapping[str, Any]) -> list[str]:
+    """Return the files that an item of `scans` is read from, those of a DICOM series in the order of its slices."""
+    return series_files(item["image"], item["series"]) if item["series"] else _files(item)
+
+
+def _files(item: Mapping[str, Any]) -> list[str]:
     return [item["image"]] if isinstance(item["image"], str) else list(item["image"])
 
 
 # --- finding scans --------------------------------------------------------------------------------
 
 
-def _item(image: str | list[str], name: str, series: str = "", error: str = "") -> Item:
-    item = {"image": image, "name": name, "series": series}
-    return {**item, "error": error} if error else item
+def _item(image: str | list[str], name: str, series: str = "", error: str = "", warnings: Sequence[str] = ()) -> Item:
+    item: Item = {"image": image, "name": name, "series": series}
+    if error:
+        item["error"] = error
+    if warnings:
+        item["warnings"] = list(warnings)
+    return item
 
 
 def _find(source: Path, channels: list[str], postfix: str) -> tuple[list[Item], list[Path]]:
@@ -203,7 +227,7 @@ def _of_dicom(path: Path, name: str, channels: list[str], left_out: list[str]) -
     for place, series in enumerate(found, start=1):
         image = series.files[0] if len(series.files) == 1 else str(path)
         suffix = f"_{series.number if told else place}" if len(found) > 1 else ""
-        items.append(_item(image, f"{name or 'scan'}{suffix}", series.uid, series.error))
+        items.append(_item(image, f"{name or 'scan'}{suffix}", series.uid, series.error, series.warnings))
     return items
 
 
@@ -269,80 +293,51 @@ def _by_case(files: Sequence[Path], channels: list[str], postfix: str) -> tuple[
 # --- reading scans --------------------------------------------------------------------------------
 
 
-def _problem(item: Item, in_channels: int) -> str:
-    """Read a scan, unless it is DICOM, and return what keeps it from being segmented, or ""."""
-    image = item["image"]
-    paths = _files(item)
-    if os.path.isdir(paths[0]) or not paths[0].endswith(ENDINGS):
-        return ""  # the series' headers have been read
-    if all(path.endswith(NIBABEL) for path in paths):
-        return "; ".join(inspect_image(image, in_channels)[1])
+def _judge(item: Item, in_channels: int, axes: str | None, memory: ScanMemory | None) -> None:
+    """Read a scan, of DICOM the headers; add what keeps it from being segmented, or what to look at, to its item."""
+    if "error" in item:
+        return
     try:
-        scan = read_scan(image)
+        error, warnings, oriented = _findings(item, in_channels, axes, memory)
     except ImportError:
         raise
-    except Exception as error:  # whatever a reader raises on a broken file is the finding
-        return _reason(error)
+    except Exception as broken:  # whatever a reader raises on a broken file is the finding
+        error, warnings, oriented = first_line(broken), [], True
+    if error:
+        item["error"] = error
+    if warnings:
+        item["warnings"] = [*item.get("warnings", ()), *warnings]
+    if not oriented:
+        item["axes"] = axes
+
+
+def _findings(item: Item, in_channels: int, axes: str | None, memory: ScanMemory | None) -> tuple[str, list[str], bool]:
+    """Return what keeps a scan from being segmented, or "", what to look at, and whether it says where it points.
+
+    A rule that compares a scan with what its weights know, by their record, would have its place among these.
+    """
+    image, paths = item["image"], _files(item)
+    nifti = all(path.endswith(NIBABEL) and not os.path.isdir(path) for path in paths)
+    headers = [] if nifti else [scan_header(image, item["series"])]
+    if nifti:
+        for path in paths:
+            with contextlib.suppress(Exception):  # named when its voxels are read
+                headers.append(read_header(path))
+    if memory is not None and headers and not headers[0].problems:
+        refusal = memory.refusal(headers[0], in_channels)
+        if refusal:
+            return refusal, [], True
+    oriented = all(header.oriented for header in headers)
+    if nifti:
+        _, problems, warnings, _ = inspect_image(image, in_channels, axes)
+        return "; ".join(problems), warnings, oriented
+    header, path = headers[0], paths[0]
+    if header.problems:
+        return f"{path}: {'; '.join(header.problems)}", [], True
+    if not path.endswith(ENDINGS) or os.path.isdir(path):
+        return "", [], True  # the series' headers have been read
+    scan = read_scan(image, axes=axes)
     data = scan.numpy()
     volume = Volume(data[0] if data.shape[0] == 1 else np.moveaxis(data, 0, -1), np.asarray(scan.affine))
-    return "; ".join(image_problems(paths[0], volume, in_channels, alone=True))
-
-
-def _reason(error: BaseException) -> str:
-    """Return what first went wrong: transforms wrap the exceptions of others."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-# --- going on when a scan fails -------------------------------------------------------------------
-
-
-class ScanLoader:
-    """Load scans one by one as batches of one; a scan that fails is recorded, and the next one is loaded.
-
-    Takes the place of a DataLoader in an evaluator. It has no length on purpose: an evaluator then runs until the
-    scans are used up, however many of them fail.
-
-    Args:
-        dataset: of the items of `scans` and their transform.
-
-    Attributes:
-        failures: reason by scan name.
-    """
-
-    def __init__(self, dataset: Dataset) -> None:
-        self.dataset = dataset
-        self.failures: dict[str, str] = {}
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        self.failures = {}
-        for index in tqdm(range(len(self.dataset)), desc="scans", unit="scan", disable=None):
-            batch = self._load(index)
-            if batch is not None:
-                yield batch
-            del batch  # or two scans would be in memory while the next is loaded
-
-    def _load(self, index: int) -> dict[str, Any] | None:
-        item: Any = self.dataset.data[index]
-        reason = item.get("error", "")
-        if not reason:
-            try:
-                return list_data_collate([self.dataset[index]])
-            except Exception as error:  # whatever one broken scan raises must not stop the others
-                reason = _reason(error)
-        self.failures[item["name"]] = reason
-        logger.error("%s cannot be segmented: %s", item["name"], reason)
-        return None
-
-
-def finish(loader: ScanLoader) -> None:
-    """Say how many scans are done.
-
-    Raises:
-        SystemExit: some were not; its message names them and the reasons, the exit status is 1.
-    """
-    logger.info("%d of %d scans done", len(loader.dataset) - len(loader.failures), len(loader.dataset))
-    if loader.failures:
-        lines = [f"{name}: {reason}" for name, reason in loader.failures.items()]
-        raise SystemExit(f"{len(lines)} of {len(loader.dataset)} scans failed:\n" + "\n".join(lines))
+    warnings = [] if oriented else [f"{path}: {assumed(str(axes), header)}"]
+    return "; ".join(image_problems(path, volume, in_channels, alone=True)), warnings, oriented

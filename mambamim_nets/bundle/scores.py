@@ -12,13 +12,14 @@ is not defined, such as AUC with scans of one class only, do not count for it.
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+
+from mambamim_nets.bundle.files import write_csv, write_text
 
 __all__ = ["MEASURES", "Interval", "curve", "measures", "scores", "write_scores", "youden"]
 
@@ -157,11 +158,12 @@ def write_scores(
     Returns:
         The Markdown summary.
     """
-    with (folder / "summary.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["measure", "value", "low", "high", "scans", "subjects", "threshold"])
-        for name, interval in found.items():
-            writer.writerow([name, *(f"{x:.6f}" for x in interval), sum(n.values()), subjects, f"{threshold:.6f}"])
+    rows = [
+        [name, *(f"{x:.6f}" for x in interval), sum(n.values()), subjects, f"{threshold:.6f}"]
+        for name, interval in found.items()
+    ]
+    columns = ["measure", "value", "low", "high", "scans", "subjects", "threshold"]
+    write_csv(folder / "summary.csv", [columns, *rows])
     negative, positive = n
     lines = [
         f"{sum(n.values())} scans of {subjects} subjects: {n[negative]} {negative}, {n[positive]} {positive}. "
@@ -172,5 +174,5 @@ def write_scores(
     ]
     lines += [f"| {MEASURES[name]} | {x.value:.3f} | {x.low:.3f} to {x.high:.3f} |" for name, x in found.items()]
     text = "\n".join(lines) + "\n"
-    (folder / "summary.md").write_text(text, encoding="utf-8")
+    write_text(folder / "summary.md", text)
     return text

@@ -4,6 +4,10 @@ Geometry is taken from the slices' own ImagePositionPatient and ImageOrientation
 slice numbers or file names; files are recognised by content. A series whose slices do not form one regular grid is
 refused, since every affine would be wrong for some of its slices.
 
+A slice that cannot be read must not vanish, since a series without its first or last slice is regular still. So a file
+that is DICOM by its content or its name, and cannot be read, fails the series it belongs to; and numbers in the headers
+that disagree with what was found are warnings.
+
 Glossary:
     origin: centre of a frame's first voxel, in LPS mm as DICOM states it; affines are in RAS mm.
     normal: cross product of the direction of rows and that of columns; slices are sorted along it.
@@ -12,34 +16,28 @@ Glossary:
 
 from __future__ import annotations
 
-import logging
 import os
-import warnings
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+import re
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
+from mambamim_nets.bundle.datalist import some
+from mambamim_nets.bundle.slices import CutError, Folder, Header, Unreadable, made_uid, read_folder, read_header
+
 __all__ = [
-    "INSTALL",
     "Series",
-    "instance_of",
-    "is_dicom",
-    "made_uid",
-    "open_header",
     "series_files",
     "series_geometry",
     "series_of",
 ]
 
-logger = logging.getLogger(__name__)
-
-INSTALL = 'DICOM needs further packages; pip install "mambamim-nets[dicom]"'
 GAP_TOLERANCE = 0.05  # of the median gap between slices
 SHIFT_TOLERANCE = 0.5  # of a pixel's edge: how far the last slice may lie off the first one's normal
-NO_VOLUME = frozenset({"SEG", "RTSTRUCT", "RTDOSE", "RTPLAN", "RTIMAGE", "SR", "PR", "KO", "REG", "DOC"})
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
@@ -50,8 +48,9 @@ class Series(NamedTuple):
         uid: SeriesInstanceUID; if de-identification emptied it, one made from the first slice's SOPInstanceUID.
         number: SeriesNumber.
         files: sorted along the normal; one file if it is multi-frame.
-        affine: of the voxels (i, j, k), RAS mm; None if the slices form no regular grid.
+        affine: of the voxels (i, j, k), RAS mm; None if the slices form no regular grid, or one cannot be read.
         error: why not, else "".
+        warnings: what in the headers says that slices may be missing.
     """
 
     uid: str
@@ -59,27 +58,7 @@ class Series(NamedTuple):
     files: list[str]
     affine: np.ndarray | None
     error: str
-
-
-class _Header(NamedTuple):
-    file: str
-    uid: str
-    instance: str
-    number: int | None
-    kind: str  # what it is, where it cannot be part of a volume, else ""
-    shape: tuple[int, int]  # rows, columns
-    origins: np.ndarray  # (frames, 3)
-    orientations: np.ndarray  # (frames, 6)
-    spacings: np.ndarray  # (frames, 2): between rows, between columns
-
-
-def is_dicom(path: str | os.PathLike[str]) -> bool:
-    """Whether a file begins as DICOM files do: 128 bytes and "DICM"."""
-    try:
-        with open(path, "rb") as file:
-            return file.read(132)[128:] == b"DICM"
-    except OSError:
-        return False
+    warnings: tuple[str, ...] = ()
 
 
 def series_of(path: str | os.PathLike[str]) -> tuple[list[Series], list[str]]:
@@ -89,43 +68,63 @@ def series_of(path: str | os.PathLike[str]) -> tuple[list[Series], list[str]]:
         path: folder, not searched below, or one file.
 
     Returns:
-        Series with at least two slices, those without a regular grid too; and what was left out, for the log.
+        Series with at least two slices, those without a regular grid and those with slices that cannot be read too;
+        and what was left out, for the log.
 
     Raises:
         ImportError: pydicom is not installed.
     """
-    groups: defaultdict[str, list[_Header]] = defaultdict(list)
+    folder = read_folder(Path(path))
+    groups: defaultdict[str, list[Header]] = defaultdict(list)
     left_out: defaultdict[tuple[str, str], int] = defaultdict(int)
-    for header in _headers(Path(path)):
-        if header.kind:
-            left_out[header.uid, header.kind] += 1
-        else:
-            groups[header.uid].append(header)
+    for header in folder.headers:
+        groups[header.uid].append(header)
+    uids = {uid for uid, headers in groups.items() if any(not header.kind for header in headers)}
+    unreadable, lost = _by_series(folder, uids)
     found = []
     for uid, headers in groups.items():
-        volumes = [[header] for header in headers if len(header.origins) > 1]
-        slices = [header for header in headers if len(header.origins) == 1]
-        if len(slices) > 1:
+        for header in headers:
+            if header.kind:
+                left_out[uid, header.kind] += 1
+        images = [header for header in headers if not header.kind]
+        slices = [header for header in images if len(header.origins) == 1]
+        volumes = [[header] for header in images if len(header.origins) > 1]
+        if len(slices) > 1 or (slices and unreadable[uid]):
             volumes.append(slices)
         elif slices:
             left_out[uid, "single slice"] += 1
         for volume in volumes:
-            ordered = _sorted_slices(volume)
-            try:
-                affine, error = _affine(ordered), ""
-            except ValueError as refused:
-                affine, error = None, str(refused)
-            found.append(
-                Series(
-                    uid or made_uid("SeriesInstanceUID", ordered[0].instance),
-                    ordered[0].number,
-                    [header.file for header in ordered],
-                    affine,
-                    error,
-                )
-            )
+            found.append(_series(uid, volume, headers, unreadable[uid]))
+    if lost and not found:
+        files = [slice_.file for slice_ in lost]
+        found.append(Series("", None, files, None, _cannot_be_read(lost)))
+    elif lost:
+        note = f"of no series that is known, {_what(lost)}"
+        found = [series._replace(warnings=(*series.warnings, note)) for series in found]
     lines = [f"{path}: {n} file(s) of {kind}, series {uid or 'without UID'}" for (uid, kind), n in left_out.items()]
+    if folder.others:
+        lines.append(f"{path}: {len(folder.others)} file(s) that are no DICOM: {some(folder.others)}")
     return sorted(found, key=lambda series: (series.number is None, series.number, series.uid, series.files)), lines
+
+
+def _series(uid: str, volume: list[Header], headers: list[Header], unreadable: list[Unreadable]) -> Series:
+    """Return the series of some slices, or of a multi-frame file, among all headers of its UID."""
+    ordered = _sorted_slices(volume)
+    affine, error = None, _cannot_be_read(unreadable)
+    if not error:
+        try:
+            affine = _affine(ordered)
+        except ValueError as refused:
+            error = str(refused)
+    several = len(ordered[0].origins) > 1
+    return Series(
+        uid or made_uid("SeriesInstanceUID", ordered[0].instance),
+        ordered[0].number,
+        [header.file for header in ordered],
+        affine,
+        error,
+        () if several else tuple(_disagreements(ordered, headers)),
+    )
 
 
 def series_files(folder: str, uid: str) -> list[str]:
@@ -144,19 +143,6 @@ def series_files(folder: str, uid: str) -> list[str]:
     raise FileNotFoundError(f"{folder} holds no image series {uid} of two or more slices")
 
 
-def made_uid(kind: str, instance: str) -> str:
-    """Return a UID that is always the same for one instance, to stand for one that is missing."""
-    _pydicom()
-    from pydicom.uid import generate_uid
-
-    return str(generate_uid(entropy_srcs=[kind, instance]))
-
-
-def instance_of(dataset: Any) -> str:
-    """Return the SOPInstanceUID of a header, or the one in its file meta group; "" if there is none."""
-    return str(dataset.get("SOPInstanceUID") or dataset.file_meta.get("MediaStorageSOPInstanceUID") or "")
-
-
 def series_geometry(files: Sequence[str]) -> tuple[np.ndarray, tuple[int, int, int]]:
     """Return affine (4, 4), RAS mm, and shape of the voxels (i, j, k) of a series' files in the given order.
 
@@ -164,101 +150,95 @@ def series_geometry(files: Sequence[str]) -> tuple[np.ndarray, tuple[int, int, i
         ImportError: pydicom is not installed.
         ValueError: the slices form no regular grid.
     """
-    headers = list(_read_headers(map(Path, files)))
+    headers = []
+    for file in files:
+        try:
+            headers.append(read_header(Path(file)))
+        except CutError as error:
+            raise ValueError(f"{file} cannot be read ({error}): copy or export the series again") from error
     affine = _affine(headers)
     rows, columns = headers[0].shape
     return affine, (columns, rows, sum(len(header.origins) for header in headers))
 
 
-# --- headers --------------------------------------------------------------------------------------
+# --- slices that cannot be read -------------------------------------------------------------------
 
 
-def _pydicom() -> Any:
-    try:
-        import pydicom
-    except ImportError as error:
-        raise ImportError(INSTALL) from error
-    return pydicom
+def _by_series(folder: Folder, images: set[str]) -> tuple[defaultdict[str, list[Unreadable]], list[Unreadable]]:
+    """Return the unreadable files by the series of images they belong to, and those of no such series.
+
+    Where a header does not say it, a file belongs to the series of the files before and after it, in the order of
+    their names.
+    """
+    uids = {header.file: header.uid for header in folder.headers}
+    order = sorted([*uids, *(slice_.file for slice_ in folder.unreadable)], key=_natural)
+    found: defaultdict[str, list[Unreadable]] = defaultdict(list)
+    lost = []
+    for slice_ in folder.unreadable:
+        place = order.index(slice_.file)
+        before = next((uids[file] for file in reversed(order[:place]) if file in uids), None)
+        after = next((uids[file] for file in order[place:] if file in uids), None)
+        known = slice_.uid is not None and slice_.uid in uids.values()
+        belongs = {slice_.uid} if known else {before, after}
+        for uid in images.intersection(belongs):
+            found[uid].append(slice_)
+        if not images.intersection(belongs):
+            lost.append(slice_)
+    return found, lost
 
 
-def _headers(path: Path) -> list[_Header]:
-    """Read the headers of a file, or of a folder's DICOM files; those without the preamble only if none has it."""
-    files = [path] if path.is_file() else sorted(p for p in path.iterdir() if p.is_file() and p.name[0] != ".")
-    with_preamble = [file for file in files if is_dicom(file)]
-    if with_preamble:
-        return list(_read_headers(with_preamble))
-    # a data set without preamble begins with group 0008, or with a file meta group that lost its preamble
-    return list(_read_headers(f for f in files if _first_bytes(f) in (b"\x08\x00", b"\x02\x00")))
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Return a key that sorts numbers in names by their value."""
+    return [(int(part) if part.isdigit() else 0, part) for part in re.split(r"(\d+)", name)]
 
 
-def _first_bytes(path: Path) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            return file.read(2)
-    except OSError:
-        return b""
-
-
-def open_header(path: str | os.PathLike[str]) -> Any:
-    """Read a DICOM file up to its pixels; a file without preamble too."""
-    return _pydicom().dcmread(path, stop_before_pixels=True, force=not is_dicom(path))
-
-
-def _read_headers(files: Iterable[Path]) -> Iterable[_Header]:
-    for path in files:
-        # pydicom warns of values that break a rule of form, such as decimal strings above 16 characters, and reads them
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            try:
-                header = _header(path, open_header(path))
-            except ImportError:
-                raise
-            except Exception as error:  # whatever pydicom raises on a broken file
-                logger.warning("%s cannot be read (%s): left out of its series", path, error)
-                continue
-        yield header
-
-
-def _header(path: Path, dataset: Any) -> _Header:
-    origins, orientations, spacings = [], [], []
-    if "PerFrameFunctionalGroupsSequence" in dataset:
-        shared = dataset.get("SharedFunctionalGroupsSequence") or [_pydicom().Dataset()]
-        frames = [(group, shared[0]) for group in dataset.PerFrameFunctionalGroupsSequence]
-        for groups in frames:
-            origins.append(_of_group(groups, "PlanePositionSequence", "ImagePositionPatient"))
-            orientations.append(_of_group(groups, "PlaneOrientationSequence", "ImageOrientationPatient"))
-            spacings.append(_of_group(groups, "PixelMeasuresSequence", "PixelSpacing"))
-    else:
-        origins.append(dataset.get("ImagePositionPatient"))
-        orientations.append(dataset.get("ImageOrientationPatient"))
-        spacings.append(dataset.get("PixelSpacing"))
-    modality = str(dataset.get("Modality") or "")
-    kind = ""
-    if modality in NO_VOLUME or "Rows" not in dataset or "Columns" not in dataset:
-        kind = f"no image ({modality or 'no modality'})"
-    elif "LOCALIZER" in (dataset.get("ImageType") or ()):
-        kind = "a localiser"
-    elif int(dataset.get("SamplesPerPixel") or 1) != 1:
-        kind = "colour images"
-    elif len(origins) == 1 and int(dataset.get("NumberOfFrames") or 1) > 1:
-        kind = "frames without a position each"
-    elif not all(value is not None and len(value) for value in (*origins, *orientations, *spacings)):
-        kind = "images without a position in the patient"
-    number = dataset.get("SeriesNumber")
-    return _Header(
-        str(path),
-        str(dataset.get("SeriesInstanceUID") or ""),
-        instance_of(dataset) or str(path),
-        None if number is None else int(number),
-        kind,
-        (0, 0) if kind else (int(dataset.Rows), int(dataset.Columns)),
-        *(np.array([] if kind else values, dtype=float) for values in (origins, orientations, spacings)),
+def _cannot_be_read(slices: Sequence[Unreadable]) -> str:
+    if not slices:
+        return ""
+    return (
+        f"{_what(slices)}: every slice of a series must be readable; copy or export the series again, or take away a"
+        " file that is no slice of it"
     )
 
 
-def _of_group(groups: Iterable[Any], sequence: str, name: str) -> Any | None:
-    """Return a value of a frame's own group, or else of the group shared by all frames."""
-    return next((group[sequence][0].get(name) for group in groups if group.get(sequence)), None)
+def _what(slices: Sequence[Unreadable]) -> str:
+    what = ", ".join(f"{Path(slice_.file).name} cannot be read ({slice_.why})" for slice_ in slices[:3])
+    return what + (f" and {len(slices) - 3} more" if len(slices) > 3 else "")
+
+
+# --- numbers --------------------------------------------------------------------------------------
+
+
+def _disagreements(slices: Sequence[Header], headers: Sequence[Header]) -> list[str]:
+    """Return what the numbers in the slices' headers say against their being all; headers: all of their UID."""
+    found = []
+    numbers = sorted({header.instance_number for header in headers if header.instance_number is not None})
+    if numbers and numbers[0] > 1:
+        found.append(f"the first InstanceNumber is {numbers[0]}: slices before it may be missing")
+    gaps = [(low, high) for low, high in pairwise(numbers) if high > low + 1]
+    if gaps:
+        missing = sum(high - low - 1 for low, high in gaps)
+        low, high = gaps[0]
+        which = f"{low + 1}" if high == low + 2 else f"{low + 1} to {high - 1}"
+        more = f" and {len(gaps) - 1} more gap(s)" if len(gaps) > 1 else ""
+        found.append(f"InstanceNumber {which}{more} missing, {missing} in all: slices may be missing")
+    counts = Counter(header.instance_number for header in slices if header.instance_number is not None)
+    twice = sorted(number for number, count in counts.items() if count > 1)
+    if twice:
+        found.append(f"InstanceNumber {some([str(number) for number in twice])} on more than one slice")
+    for acquisition in sorted({header.acquisition for header in slices}):
+        here = [header for header in headers if header.acquisition == acquisition]
+        said = {header.in_acquisition for header in here} - {None, len(here)}
+        if said:
+            found.append(f"ImagesInAcquisition is {_any(said)}, found are {len(here)}")
+    said = {header.in_series for header in headers} - {None, len(headers)}
+    if said:
+        found.append(f"NumberOfSeriesRelatedInstances is {_any(said)}, found are {len(headers)}")
+    return found
+
+
+def _any(values: set[int | None]) -> str:
+    return " or ".join(str(value) for value in sorted(value for value in values if value is not None))
 
 
 # --- geometry -------------------------------------------------------------------------------------
@@ -268,14 +248,12 @@ def _normal(orientation: np.ndarray) -> np.ndarray:
     return np.cross(orientation[:3], orientation[3:])
 
 
-def _sorted_slices(headers: Sequence[_Header]) -> list[_Header]:
+def _sorted_slices(headers: Sequence[Header]) -> list[Header]:
     normal = _normal(headers[0].orientations[0])
     return sorted(headers, key=lambda header: (float(header.origins[0] @ normal), header.file))
 
 
-def _affine(headers: Sequence[_Header]) -> np.ndarray:
-    if not headers:
-        raise ValueError("no slice can be read")
+def _affine(headers: Sequence[Header]) -> np.ndarray:
     if len({header.shape for header in headers}) > 1:
         sizes = sorted({header.shape for header in headers})
         raise ValueError(f"slices differ in rows and columns: {sizes}; keep the slices of one scan")

@@ -20,12 +20,14 @@ import hashlib
 import logging
 import os
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from mambamim_nets.bundle.check import MAX_LINES, check_unlabelled
+from mambamim_nets.bundle.check import MAX_LINES, check_images
 from mambamim_nets.bundle.datalist import some
+from mambamim_nets.bundle.memory import ScanMemory
+from mambamim_nets.bundle.names import case_name, path_inside
 
 __all__ = ["diagnosed", "first_fold", "subject_part"]
 
@@ -39,7 +41,11 @@ PARTS: tuple[str, ...] = get_args(Part)
 
 
 def diagnosed(
-    folder: str, classes: Sequence[str], diagnoses: Sequence[str], cache_file: str | None = None
+    folder: str,
+    classes: Sequence[str],
+    diagnoses: Sequence[str],
+    cache_file: str | None = None,
+    memory: ScanMemory | None = None,
 ) -> list[dict[str, Any]]:
     """Read the table of a data set, check it as a whole, and return the scans of a task.
 
@@ -48,6 +54,7 @@ def diagnosed(
         classes: the task's diagnoses, negative and positive; scans with another one are left out, and the log says so.
         diagnoses: all that the table may hold.
         cache_file: where the check of the images remembers what it found sound.
+        memory: what the work on a scan takes, as in `check_labelled`.
 
     Returns:
         One dict per scan of the task, in the order of the table: "image" (path), "label" ([0.0] or [1.0]), "case",
@@ -57,11 +64,14 @@ def diagnosed(
         FileNotFoundError: there is no table.
         ValueError: on one or more problems, of which up to 20 are named: a column or value is missing, a diagnosis or
             part is unknown, an image is missing or in two rows, two rows have one subject and session, a subject is in
-            two parts, some rows only have a part; or an image of the task cannot be read (see `check_unlabelled`).
+            two parts, some rows only have a part, a subject or session cannot name files, a path leaves the folder; or
+            an image of the task cannot be read, or is there under two names (see `check_images`).
     """
     path = Path(folder, TABLE)
     rows = _rows(path)
     problems = _problems(rows, path.parent, diagnoses)
+    if len(problems) == 1:
+        raise ValueError(f"{path}: {problems[0]}")
     if problems:
         more = [f"... and {len(problems) - MAX_LINES} more"] if len(problems) > MAX_LINES else []
         raise ValueError(f"{path}: {len(problems)} problems:\n" + "\n".join([*problems[:MAX_LINES], *more]))
@@ -70,9 +80,9 @@ def diagnosed(
         raise ValueError(f"{path}: no row with the diagnosis {' or '.join(missing)}, which the task needs; add scans")
     cases = [
         {
-            "image": str(path.parent / row["image"]),
+            "image": path_inside(path.parent, row["image"], path),
             "label": [float(classes.index(row["diagnosis"]))],
-            "case": "_".join(filter(None, (row["subject"], row["session"]))),
+            "case": _case(row),
             **{key: row[key] for key in ("subject", "session", "diagnosis")},
             **({"part": row["part"]} if row["part"] else {}),
         }
@@ -86,7 +96,7 @@ def diagnosed(
         _counts(cases),
         _listed(left_out) if left_out else "none",
     )
-    check_unlabelled(cases, 1, cache_file=cache_file, min_keep=len(cases))
+    check_images(cases, cache_file=cache_file, memory=memory)
     return cases
 
 
@@ -181,13 +191,16 @@ def _problems(rows: Sequence[Mapping[str, str]], folder: Path, diagnoses: Sequen
                 f"{line}: diagnosis {row['diagnosis']!r}: must be one of {known}: correct or remove the row"
             )
         if row["image"]:
+            outside = _refused(path_inside, folder, row["image"], line)
+            problems += outside
             image = folder / row["image"]
-            if not image.is_file():
+            if not outside and not image.is_file():
                 problems.append(f"{line}: {image}: missing: must be a file: complete the data or remove the row")
             first = images.setdefault(os.path.realpath(image), line)
             if first != line:
                 problems.append(f"{line}: image {row['image']}: is in {first} too: list every scan once")
         if subject:
+            problems += _refused(case_name, _case(row), line)
             first = scans.setdefault((subject, row["session"]), line)
             if first != line:
                 named = f"subject {subject!r}" + (f" session {row['session']!r}" if row["session"] else "")
@@ -203,6 +216,19 @@ def _problems(rows: Sequence[Mapping[str, str]], folder: Path, diagnoses: Sequen
             where = ", ".join(f"{part} ({line})" for part, line in found.items())
             problems.append(f"subject {subject!r}: in parts {where}: must be in one: choose it for all of its scans")
     return problems
+
+
+def _refused(check: Callable[..., str], *values: object) -> list[str]:
+    """Return what a check of a name or path has against it, as a list of at most one line."""
+    try:
+        check(*values)
+    except ValueError as error:
+        return [str(error)]
+    return []
+
+
+def _case(row: Mapping[str, str]) -> str:
+    return "_".join(filter(None, (row["subject"], row["session"])))
 
 
 def _counts(cases: Sequence[Mapping[str, Any]]) -> str:

@@ -14,7 +14,6 @@ a summary is over cases, each by the mean of its counted structures. std is the 
 
 from __future__ import annotations
 
-import csv
 import logging
 import math
 import os
@@ -27,6 +26,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from monai.metrics import compute_dice, compute_hausdorff_distance, compute_surface_dice
+
+from mambamim_nets.bundle.files import write_csv, write_text
 
 __all__ = ["MetricsTable", "case_metrics"]
 
@@ -136,10 +137,9 @@ class MetricsTable:
         text = self._markdown(summary, len(rows))
         if not _distributed() or dist.get_rank() == 0:
             folder = Path(folder)
-            folder.mkdir(parents=True, exist_ok=True)
             self._write_rows(folder / "metrics.csv", rows)
             self._write_summary(folder / "summary.csv", summary)
-            (folder / "summary.md").write_text(text, encoding="utf-8")
+            write_text(folder / "summary.md", text)
         return text
 
     def mean_dice(self) -> float:
@@ -174,25 +174,21 @@ class MetricsTable:
         return summary
 
     def _write_rows(self, path: Path, rows: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:
-        with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(["case", "label", "name", *METRICS.values(), "missing"])
-            for case, metrics in rows.items():
-                for name, values in self.structures.items():
-                    row, label = metrics[name], "+".join(map(str, values))
-                    writer.writerow(
-                        [case, label, name, *(_number(row[key], 6) for key in METRICS), int(row["missing"])]
-                    )
+        cells: list[list[Any]] = [["case", "label", "name", *METRICS.values(), "missing"]]
+        for case, metrics in rows.items():
+            for name, values in self.structures.items():
+                row, label = metrics[name], "+".join(map(str, values))
+                cells.append([case, label, name, *(_number(row[key], 6) for key in METRICS), int(row["missing"])])
+        write_csv(path, cells)
 
     def _write_summary(self, path: Path, summary: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:
-        with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(["name", "metric", "mean", "std", "median", "n", "missing"])
-            for name, by_key in summary.items():
-                for key, column in METRICS.items():
-                    stats = by_key[key]
-                    numbers = [_number(stats[part], 6) for part in ("mean", "std", "median")]
-                    writer.writerow([name, column, *numbers, stats["n"], by_key["missing"]["n"]])
+        cells: list[list[Any]] = [["name", "metric", "mean", "std", "median", "n", "missing"]]
+        for name, by_key in summary.items():
+            for key, column in METRICS.items():
+                stats = by_key[key]
+                numbers = [_number(stats[part], 6) for part in ("mean", "std", "median")]
+                cells.append([name, column, *numbers, stats["n"], by_key["missing"]["n"]])
+        write_csv(path, cells)
 
     def _markdown(self, summary: Mapping[str, Mapping[str, Mapping[str, float]]], n_cases: int) -> str:
         lines = [

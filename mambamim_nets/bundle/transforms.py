@@ -49,16 +49,37 @@ def intensity(
             with the percentiles of ``MR_PERCENTILES``; "zscore": mean 0 and deviation 1 over the voxels that are not
             0, per channel, for skull-stripped MR (the recipe of BraTS).
         low, high: see kind; values outside are clipped.
+
+    The transform refuses images that are not finite after it, see ``RequireFinited``.
     """
+    return Compose([_normalised(keys, kind, low, high), RequireFinited(keys)])
+
+
+def _normalised(keys: Sequence[str], kind: str, low: float, high: float) -> Transform:
     if kind == "ct":
         return ScaleIntensityRanged(keys, a_min=low, a_max=high, b_min=0.0, b_max=1.0, clip=True)
     if kind == "mr":
         return ScaleIntensityRangePercentilesd(keys, low, high, b_min=0.0, b_max=1.0, clip=True, channel_wise=True)
     if kind == "ct_or_mr":
-        return _CTOrMR(keys, intensity(keys, "ct", low, high), intensity(keys, "mr", *MR_PERCENTILES))
+        return _CTOrMR(keys, _normalised(keys, "ct", low, high), _normalised(keys, "mr", *MR_PERCENTILES))
     if kind == "zscore":
         return NormalizeIntensityd(keys, nonzero=True, channel_wise=True)
     raise ValueError(f"intensity kind {kind!r} must be 'ct', 'mr', 'ct_or_mr' or 'zscore'")
+
+
+class RequireFinited(MapTransform):
+    """Refuse an image with voxels that are NaN or infinite, such as intensities too large for their own deviation."""
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> Any:
+        for key in self.key_iterator(data):
+            count = int((~torch.isfinite(torch.as_tensor(data[key]))).sum())
+            if count:
+                file = getattr(data[key], "meta", {}).get("filename_or_obj", "image")
+                raise ValueError(
+                    f"{file}: {count} voxels are NaN or infinite after preprocessing: must be finite: rescale its"
+                    " intensities, or choose another --intensity"
+                )
+        return data
 
 
 class _CTOrMR(MapTransform):
@@ -170,8 +191,9 @@ def distortions(
 ) -> Compose:
     """Return what Models Genesis does to its input: ``image`` stays as it is, a copy under ``distorted`` is distorted.
 
-    Rates are the published ones. MONAI's histogram shift stands for the published Bezier curve: it is monotone and made
-    of straight pieces. Numbers and sizes of windows are ours.
+    Rates are the published ones. MONAI's histogram shift stands for the published Bezier curve: it always rises, where
+    half of the published curves fall and so invert the image, and is made of straight pieces. Numbers and sizes of
+    windows are ours.
 
     Args:
         roi_size: (D, H, W) of the crop.

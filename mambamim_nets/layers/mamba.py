@@ -10,13 +10,17 @@ Glossary
     d_conv      width of the causal convolution
     dt_rank     rank of the projection that makes Delta, ceil(d_model / 16)
 
-Deviation from the public MambaMIM code: bidirectional by default, as the paper says; there a mode string falls through
-and the backward weights are never used.
+Deviations from the public MambaMIM code
+    directions      bidirectional by default, as the paper says; there a mode string falls through and the backward
+                    weights are never used.
+    initialisation  dt_proj keeps that of mamba_ssm, by which Delta starts log-uniform in [0.001, 0.1], median 0.01.
+                    There a later pass over all linear layers (Xavier weights, zero biases, as for a ViT) wipes it:
+                    Delta starts at softplus(0) = 0.69, and states forget within two tokens.
 """
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +30,10 @@ from torch import Tensor, nn
 from mambamim_nets.ops.causal_conv import causal_conv
 from mambamim_nets.ops.selective_scan import selective_scan
 
-__all__ = ["GridMixer", "MambaLayer", "MambaMixer"]
+__all__ = ["FORMER_NORM_EPS", "NORM_EPS", "GridMixer", "MambaLayer", "MambaMixer", "TokenNorm"]
+
+NORM_EPS = 1e-5  # of the public code, PyTorch's default
+FORMER_NORM_EPS = 1e-6  # of weights that do not say theirs: they were trained with it
 
 _GRID_SCANS = (("d h w", ""), ("h w d", "_hwd"), ("w d h", "_wdh"))  # last axis fastest; suffix of its parameters
 
@@ -192,6 +199,38 @@ class GridMixer(MambaMixer):
         return self.out_proj(sum(outputs[1:], outputs[0]) * F.silu(z))
 
 
+class TokenNorm(nn.LayerNorm):
+    """Layer norm of tokens (B, L, C) whose eps belongs to its weights and travels with them.
+
+    A state dict holds it in its ``_metadata``, where PyTorch keeps versions of modules, and loading takes it over. One
+    with metadata that do not say it is of a time when it was 1e-6, and gets that; one without any leaves it alone.
+    """
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if hasattr(destination, "_metadata"):
+            destination._metadata[prefix[:-1]]["eps"] = self.eps
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Any,
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        eps = local_metadata.get("eps", FORMER_NORM_EPS) if "version" in local_metadata else self.eps
+        if isinstance(eps, float) and 0 < eps < 1:
+            self.eps = eps
+        else:
+            error_msgs.append(f"{prefix}eps is {eps!r} and must lie in (0, 1); the file is damaged")
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+
+
 class MambaLayer(nn.Module):
     """x + mixer(norm(x)), then x + MLP(norm(x)) with a GELU.
 
@@ -200,13 +239,21 @@ class MambaLayer(nn.Module):
         d_state: states per channel.
         mlp_ratio: hidden width of the MLP over d_model.
         bidirectional: see ``MambaMixer``.
+        norm_eps: of both norms; weights that are loaded bring their own, see ``TokenNorm``.
     """
 
-    def __init__(self, d_model: int, d_state: int = 16, mlp_ratio: int = 2, bidirectional: bool = True) -> None:
+    def __init__(
+        self,
+        d_model: int,
+        d_state: int = 16,
+        mlp_ratio: int = 2,
+        bidirectional: bool = True,
+        norm_eps: float = NORM_EPS,
+    ) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(d_model, eps=1e-6)
+        self.norm1 = TokenNorm(d_model, eps=norm_eps)
         self.mixer = MambaMixer(d_model, d_state=d_state, bidirectional=bidirectional)
-        self.norm2 = nn.LayerNorm(d_model, eps=1e-6)
+        self.norm2 = TokenNorm(d_model, eps=norm_eps)
         self.mlp = nn.Sequential(
             nn.Linear(d_model, mlp_ratio * d_model), nn.GELU(), nn.Linear(mlp_ratio * d_model, d_model)
         )

@@ -9,8 +9,11 @@ Glossary
     x, y         visible tokens before and after the Mamba stage, (B, K, C) in scan order
     visible      (B, 1, d, h, w) bool, True = kept; d = D / 16
 
-Deviations from the public code: bidirectional Mamba (the paper's), any grid size, tokens kept in scan order, and the
-number of visible tokens counted per sample.
+Deviations from the public code: bidirectional Mamba (the paper's), any grid size, tokens kept in scan order, the number
+of visible tokens counted per sample, and the initialisation of the Mamba stage (see ``layers.mamba``).
+
+Deviation from the paper: it names MedNeXt's decoder for segmentation, the public code builds UNETR's, and so do we: its
+results, counts of parameters and weights are those of that network.
 """
 
 from typing import Literal, NamedTuple
@@ -22,7 +25,7 @@ from monai.networks.blocks import UnetrUpBlock
 from torch import Tensor, nn
 
 from mambamim_nets.layers.conv import Conv3, MedNeXtBlock, ResidualBlock
-from mambamim_nets.layers.mamba import MambaLayer
+from mambamim_nets.layers.mamba import NORM_EPS, MambaLayer
 from mambamim_nets.layers.position import sincos_position
 from mambamim_nets.masking import check_visible, place_tokens, token_grid
 from mambamim_nets.ops.blocks import neighbour_table, pack, unpack
@@ -74,6 +77,7 @@ class HyMamba(nn.Module):
         scan_seed: seed of the shuffle order.
         mamba_depth: layers of the Mamba stage; None: those of the size, 4 or 2. 0 leaves the stage out, positions too:
             an all-CNN encoder.
+        norm_eps: of the layer norms of the Mamba stage; weights that are loaded bring their own.
 
     Attributes:
         widths: channels of the five feature maps, strides 1, 2, 4, 8, 16.
@@ -87,6 +91,7 @@ class HyMamba(nn.Module):
         bidirectional: bool = True,
         scan_seed: int = 0,
         mamba_depth: int | None = None,
+        norm_eps: float = NORM_EPS,
     ) -> None:
         super().__init__()
         if size not in SIZES:
@@ -98,6 +103,7 @@ class HyMamba(nn.Module):
         spec = SIZES[size]
         depth = spec.mamba_layers if mamba_depth is None else mamba_depth
         self.in_channels, self.size, self.scan, self.scan_seed = in_channels, size, scan, scan_seed
+        self.bidirectional, self.mamba_depth = bidirectional, depth
         self.widths = (*spec.widths, spec.widths[-1])
         scan_order((1, 1, 1), scan, scan_seed)  # refuses an unknown order now
         self.stem = Conv3(in_channels, spec.stem)
@@ -108,7 +114,7 @@ class HyMamba(nn.Module):
             for width, depth, expansion in zip(spec.widths, spec.depths, spec.expansions, strict=True)
         )
         self.mamba = nn.ModuleList(
-            MambaLayer(spec.widths[-1], spec.d_state, spec.mlp_ratio, bidirectional) for _ in range(depth)
+            MambaLayer(spec.widths[-1], spec.d_state, spec.mlp_ratio, bidirectional, norm_eps) for _ in range(depth)
         )
 
     def __prepare_scriptable__(self) -> "HyMamba":
@@ -242,6 +248,7 @@ class HyMambaSeg(nn.Module):
         bidirectional: see ``HyMamba``.
         scan_seed: see ``HyMamba``.
         mamba_depth: see ``HyMamba``.
+        norm_eps: see ``HyMamba``.
     """
 
     def __init__(
@@ -253,11 +260,12 @@ class HyMambaSeg(nn.Module):
         bidirectional: bool = True,
         scan_seed: int = 0,
         mamba_depth: int | None = None,
+        norm_eps: float = NORM_EPS,
     ) -> None:
         super().__init__()
         if out_channels < 1:
             raise ValueError(f"out_channels {out_channels} must be at least 1")
-        self.encoder = HyMamba(in_channels, size, scan, bidirectional, scan_seed, mamba_depth)
+        self.encoder = HyMamba(in_channels, size, scan, bidirectional, scan_seed, mamba_depth, norm_eps)
         self.size, self.out_channels = self.encoder.size, out_channels
         widths, stem = self.encoder.widths, SIZES[size].stem
         self.up = nn.ModuleList(

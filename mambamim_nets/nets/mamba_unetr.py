@@ -20,7 +20,7 @@ from einops import rearrange
 from monai.networks.blocks import UnetrBasicBlock, UnetrPrUpBlock, UnetrUpBlock
 from torch import Tensor, nn
 
-from mambamim_nets.layers.mamba import MambaLayer
+from mambamim_nets.layers.mamba import NORM_EPS, MambaLayer, TokenNorm
 from mambamim_nets.layers.position import sincos_position
 from mambamim_nets.masking import STRIDE, check_visible, place_tokens, token_grid
 from mambamim_nets.nets.hymamba import Encoding
@@ -50,6 +50,7 @@ class VisionMamba(nn.Module):
         scan: order of the tokens: raster, zigzag, hilbert or shuffle.
         bidirectional: Vision Mamba in both directions (the paper) or forward only.
         scan_seed: seed of the shuffle order.
+        norm_eps: of all layer norms; weights that are loaded bring their own.
 
     Attributes:
         widths: channels of the one map, at stride 16, that pre-training reads.
@@ -62,6 +63,7 @@ class VisionMamba(nn.Module):
         scan: Literal["raster", "zigzag", "hilbert", "shuffle"] = "raster",
         bidirectional: bool = True,
         scan_seed: int = 0,
+        norm_eps: float = NORM_EPS,
     ) -> None:
         super().__init__()
         if size not in UNETR_SIZES:
@@ -70,11 +72,14 @@ class VisionMamba(nn.Module):
             raise ValueError(f"in_channels {in_channels} must be at least 1")
         spec = UNETR_SIZES[size]
         self.in_channels, self.size, self.scan, self.scan_seed = in_channels, size, scan, scan_seed
+        self.bidirectional = bidirectional
         self.widths = (spec.width,)
         scan_order((1, 1, 1), scan, scan_seed)  # refuses an unknown order now
         self.stem = nn.Conv3d(in_channels, spec.width, kernel_size=STRIDE, stride=STRIDE)
-        self.mamba = nn.ModuleList(MambaLayer(spec.width, bidirectional=bidirectional) for _ in range(spec.depth))
-        self.norm = nn.LayerNorm(spec.width, eps=1e-6)
+        self.mamba = nn.ModuleList(
+            MambaLayer(spec.width, bidirectional=bidirectional, norm_eps=norm_eps) for _ in range(spec.depth)
+        )
+        self.norm = TokenNorm(spec.width, eps=norm_eps)
 
     def _read(
         self, x: Tensor, visible: Tensor | None, token: Tensor | None = None
@@ -156,6 +161,7 @@ class MambaUNETR(nn.Module):
         scan: see ``VisionMamba``.
         bidirectional: see ``VisionMamba``.
         scan_seed: see ``VisionMamba``.
+        norm_eps: see ``VisionMamba``.
     """
 
     def __init__(
@@ -166,11 +172,12 @@ class MambaUNETR(nn.Module):
         scan: Literal["raster", "zigzag", "hilbert", "shuffle"] = "raster",
         bidirectional: bool = True,
         scan_seed: int = 0,
+        norm_eps: float = NORM_EPS,
     ) -> None:
         super().__init__()
         if out_channels < 1:
             raise ValueError(f"out_channels {out_channels} must be at least 1")
-        self.encoder = VisionMamba(in_channels, size, scan, bidirectional, scan_seed)
+        self.encoder = VisionMamba(in_channels, size, scan, bidirectional, scan_seed, norm_eps)
         self.size, self.out_channels = self.encoder.size, out_channels
         width, fine = UNETR_SIZES[size].width, UNETR_SIZES[size].feature_size
 

@@ -14,6 +14,16 @@ Glossary
 Decisions where the paper is silent: the finest decoder map has stride 2, and the closing linear layer predicts the 2^3
 voxels under each of its positions, so that nothing runs at full resolution; norms in the decoder are per voxel, so a
 step does not depend on the batch. An encoder without a CNN stage has no skip maps; the rest of Algorithm 2 stays.
+
+Deviations of the decoder from the public code, none of which the paper settles; it is thrown away after pre-training
+    skip projections    1^3 convolutions; there 3^3 for all but the deepest map. Pointwise, they need no hidden voxels
+    up-sampling         the transposed convolution halves the width; there it keeps it, and the convolution after it
+                        halves
+    activation, norm    LeakyReLU and norms per voxel; there ReLU and batch norm
+    concatenation       skip map first, then the up-sampled one; there the other way round
+    finest map          stride 2, see above; there a fourth stage ends at stride 1
+    width               the encoder's unless ``decoder_width`` says so; there 768
+TOKI itself and masking follow the paper: what the public code does instead is listed in ``ops.toki`` and tested.
 """
 
 from typing import Literal

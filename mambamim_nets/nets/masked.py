@@ -36,7 +36,7 @@ class MaskedModel(nn.Module):
     Args:
         encoder: its weights are what fine-tuning starts from.
         mask_ratio: share of hidden blocks, in (0, 1).
-        target: "patch_norm", every 16^3 patch standardised, or "raw" intensities.
+        target: "patch_norm", every 16^3 patch standardised over all its channels, or "raw" intensities.
 
     Raises:
         ValueError: on a mask ratio outside (0, 1) or an unknown target.

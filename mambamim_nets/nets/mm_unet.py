@@ -147,6 +147,7 @@ class MMUNet(nn.Module):
                 raise ValueError(f"{name} {channels} must be at least 1")
         self.in_channels, self.out_channels, self.size = in_channels, out_channels, size
         self.resolutions, self.deep_supervision = resolutions, deep_supervision
+        self.block, self.placement, self.scans, self.share_directions = block, placement, scans, share_directions
         widths, places = WIDTHS[size][:resolutions], _PLACEMENTS[placement]
 
         def make(i: int, o: int, stride: int, place: str) -> MetaBlock:

@@ -4,7 +4,8 @@
     restore  the encoder with the decoder that fine-tuning will use, as many channels out as in
     loss     mean squared error over all voxels
 
-Ours: the decoder is that of the encoder's segmentation network; only the encoder is handed to fine-tuning.
+Ours: the decoder is that of the encoder's segmentation network; only the encoder is handed to fine-tuning. The map of
+intensities always rises; half of the published curves fall, which inverts the image.
 """
 
 import torch.nn.functional as F

@@ -30,7 +30,6 @@ from mambamim_nets.masking import token_grid
 __all__ = ["NNMambaClassifier", "NNMambaSeg"]
 
 _REDUCTION = 16  # of the squeeze-excitation, W1: d -> d // 16
-_HIDDEN = 32  # of the classifier's MLP, Linear 448 -> 32 -> 1
 
 
 class MambaInConv(nn.Module):
@@ -203,6 +202,7 @@ class NNMambaSeg(nn.Module):
         super().__init__()
         _check_sizes(in_channels=in_channels, out_channels=out_channels, width=width, blocks=blocks)
         self.in_channels, self.out_channels, self.deep_supervision = in_channels, out_channels, deep_supervision
+        self.blocks = blocks
         self.stem = _double_conv(in_channels, width, stride=2)
         self.layer1 = Stage(width, 2 * width, blocks)
         self.layer2 = Stage(2 * width, 4 * width, blocks)
@@ -270,6 +270,7 @@ class NNMambaClassifier(nn.Module):
         width: C, channels at stride 2; 32 is the published network.
         blocks: residual blocks of a stage.
         dropout: in the MLP.
+        mlp_width: hidden width of the MLP, Linear 14C -> mlp_width -> out_channels; None: C, as published.
     """
 
     def __init__(
@@ -281,14 +282,17 @@ class NNMambaClassifier(nn.Module):
         width: int = 32,
         blocks: int = 3,
         dropout: float = 0.5,
+        mlp_width: int | None = None,
     ) -> None:
         super().__init__()
-        _check_sizes(in_channels=in_channels, out_channels=out_channels, width=width, blocks=blocks)
+        hidden = width if mlp_width is None else mlp_width
+        _check_sizes(in_channels=in_channels, out_channels=out_channels, width=width, blocks=blocks, mlp_width=hidden)
         if seq_head not in ("none", "mamba"):
             raise ValueError(f"seq_head {seq_head!r} must be 'none' or 'mamba'")
         if stem_scan not in ("single", "css4"):
             raise ValueError(f"stem_scan {stem_scan!r} must be 'single' or 'css4'")
         self.in_channels, self.out_channels, self.width = in_channels, out_channels, width
+        self.blocks, self.seq_head, self.stem_scan, self.mlp_width = blocks, seq_head, stem_scan, hidden
         self.stem = _double_conv(in_channels, width, stride=2)
         self.mic = MambaInConv(width, siamese=stem_scan == "css4", d_state=8)
         self.layer1 = Stage(width, 2 * width, blocks, mamba=False)
@@ -298,7 +302,7 @@ class NNMambaClassifier(nn.Module):
             MambaMixer(2 * width, d_state=8, d_conv=2, expand=2, bidirectional=False) if seq_head == "mamba" else None
         )
         self.mlp = nn.Sequential(
-            nn.Linear(14 * width, _HIDDEN), nn.ReLU(), nn.Dropout(dropout), nn.Linear(_HIDDEN, out_channels)
+            nn.Linear(14 * width, hidden), nn.ReLU(), nn.Dropout(dropout), nn.Linear(hidden, out_channels)
         )
         self.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
 

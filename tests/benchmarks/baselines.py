@@ -135,7 +135,7 @@ def dense_masked_mim(
 
     split = {"i": 16, "j": 16, "k": 16}
     patches = rearrange(x.float(), "b c (d i) (h j) (w k) -> b c d h w (i j k)", **split)
-    target = (patches - patches.mean(-1, keepdim=True)) / (patches.var(-1, unbiased=False, keepdim=True) + 1e-6).sqrt()
+    target = (patches - patches.mean((1, -1), keepdim=True)) / (patches.var((1, -1), keepdim=True) + 1e-6).sqrt()
     error = rearrange(reconstruction.float(), "b c (d i) (h j) (w k) -> b c d h w (i j k)", **split) - target
     hidden = ~visible.expand_as(error[..., 0])
     return error.square().mean(-1)[hidden].mean(), reconstruction

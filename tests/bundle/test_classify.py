@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from monai.data import Dataset
 
 from mambamim_nets import NNMambaClassifier
 from mambamim_nets import bundle as mb
@@ -39,15 +40,9 @@ def test_files_that_hold_no_threshold_of_this_task(tmp_path, held, message):
         mb.decision_threshold(None, str(tmp_path / "other.pt"), CLASSES)
 
 
-class Loader:
-    failures: dict[str, str]
-
-    def __init__(self):
-        self.failures = {}
-
-
 def report(tmp_path, network, classes=CLASSES):
-    return mb.DecisionReport(Loader(), network, classes, str(tmp_path), "none.pt", (3, 3, 3), threshold=0.5)
+    loader = mb.ScanLoader(Dataset([{"image": f"{name}.nii", "name": name, "series": ""} for name in "abc"]))
+    return mb.DecisionReport(loader, network, classes, str(tmp_path), "none.pt", (3, 3, 3), threshold=0.5)
 
 
 def test_saliency_has_the_images_grid_and_leaves_no_gradients(tmp_path):
@@ -65,14 +60,15 @@ def test_a_folder_of_another_task_is_refused(tmp_path):
     made.pictures = False
 
     def write(name, probability):
-        made.write(name, {"image": torch.rand(1, 32, 32, 32), "pred": torch.tensor([probability])})
+        made.done(name, {"image": torch.rand(1, 32, 32, 32), "pred": torch.tensor([probability])})
 
     write("b", 0.7)
     write("a", 0.2)
-    lines = (tmp_path / "predictions.csv").read_text().split()
-    assert lines[1:] == ["(AD),decision,threshold", "a,0.200000,NC,0.500000", "b,0.700000,AD,0.500000"]
+    lines = (tmp_path / "predictions.csv").read_text().splitlines()
+    assert lines[0] == "scan,probability (AD),decision,threshold,warnings,made from"
+    assert lines[1:] == ["a,0.200000,NC,0.500000,,", "b,0.700000,AD,0.500000,,"]
     assert sorted(report(tmp_path, network).rows) == ["a", "b"], "a folder may be filled in several runs"
-    with pytest.raises(ValueError, match="has other columns than this task's"):
+    with pytest.raises(ValueError, match=r"has the columns .*which must be this task's .*give another --output_dir"):
         report(tmp_path, network, ["sMCI", "pMCI"])
     with pytest.raises(ValueError, match="probability nan: must be finite"):
         write("c", float("nan"))

@@ -13,78 +13,21 @@ pydicom = pytest.importorskip("pydicom")
 pytest.importorskip("itk")
 pytest.importorskip("highdicom")
 
+from dicom_series import COSINE, ORIENTATIONS, SHAPE, SINE, SPACING, header, save, write_series  # noqa: E402
 from monai.data import Dataset as MonaiDataset  # noqa: E402
 from monai.data import decollate_batch  # noqa: E402
 from monai.transforms import Compose, Invertd, Orientationd, SaveImage, Spacingd  # noqa: E402
-from pydicom.dataset import Dataset, FileMetaDataset  # noqa: E402
-from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, generate_uid  # noqa: E402
+from pydicom.dataset import Dataset  # noqa: E402
+from pydicom.uid import ImplicitVRLittleEndian, generate_uid  # noqa: E402
 
-from mambamim_nets.bundle import LoadScand, ScanLoader, scans  # noqa: E402
+from mambamim_nets.bundle import LoadScand, ScanLoader, memory, scans  # noqa: E402
 from mambamim_nets.bundle.dicom import write_dicom_seg  # noqa: E402
 from mambamim_nets.bundle.series import series_files, series_geometry  # noqa: E402
 
 REAL = Path(os.environ.get("MAMBAMIM_DATA", "../shared/data")) / "totalsegmentator/ct_dicom"
 needs_real = pytest.mark.skipif(not REAL.is_dir(), reason=f"no {REAL}: set MAMBAMIM_DATA to the real data")
 
-SHAPE = (7, 5, 4)  # rows, columns, slices
-SPACING = (0.7, 1.3, 2.5)  # between rows, columns, slices: pixels are not square
-COSINE, SINE = np.cos(0.4), np.sin(0.4)
-ORIENTATIONS = {
-    "head first": [1, 0, 0, 0, 1, 0],
-    "feet first": [-1, 0, 0, 0, 1, 0],
-    "sagittal": [0, 1, 0, 0, 0, -1],
-    "oblique": [COSINE, SINE, 0, -SINE * COSINE, COSINE * COSINE, SINE],
-}
-CT, SEG = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.66.4"
-
-
-def header(position, orientation, uid, number=3) -> Dataset:
-    dataset = Dataset()
-    dataset.SOPClassUID, dataset.SOPInstanceUID = CT, generate_uid()
-    dataset.StudyInstanceUID, dataset.SeriesInstanceUID = generate_uid(entropy_srcs=["study"]), uid
-    dataset.FrameOfReferenceUID = generate_uid(entropy_srcs=["frame"])
-    dataset.Modality, dataset.SeriesNumber, dataset.PatientID, dataset.PatientName = "CT", number, "phantom", "A^B"
-    dataset.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL"]
-    dataset.ImagePositionPatient = [f"{value:.10g}" for value in position]
-    dataset.ImageOrientationPatient = [f"{value:.10g}" for value in orientation]
-    dataset.PixelSpacing, dataset.SliceThickness = list(SPACING[:2]), 9.0  # thickness is not the gap
-    dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
-    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = 16, 16, 15, 1
-    dataset.RescaleSlope, dataset.RescaleIntercept = 2, -1000
-    return dataset
-
-
-def save(dataset, path, preamble=True):
-    dataset.file_meta = FileMetaDataset()
-    dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
-    dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
-    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    if preamble:
-        dataset.save_as(path, enforce_file_format=True)
-    else:
-        del dataset.file_meta
-        dataset.save_as(path, enforce_file_format=False, implicit_vr=True, little_endian=True)
-
-
-def write_series(folder, kind="head first", number=3, slices=SHAPE[2], preamble=True, suffix=".dcm", change=None):
-    """Write a series whose file names are in no spatial order; return its SeriesInstanceUID."""
-    folder.mkdir(parents=True, exist_ok=True)
-    uid, orientation = generate_uid(), np.array(ORIENTATIONS[kind], dtype=float)
-    orientation[3:] /= np.linalg.norm(orientation[3:])
-    orientation[3:] -= (orientation[3:] @ orientation[:3]) * orientation[:3]
-    orientation[3:] /= np.linalg.norm(orientation[3:])
-    normal = np.cross(orientation[:3], orientation[3:])
-    rng = np.random.default_rng(0)
-    names = rng.permutation(slices)
-    for index in range(slices):
-        dataset = header([-20.5, 31.25, -100.125] - index * SPACING[2] * normal, orientation, uid, number)
-        dataset.InstanceNumber = index + 1
-        dataset.Rows, dataset.Columns = SHAPE[:2]
-        dataset.PixelData = rng.integers(0, 1000, SHAPE[:2]).astype("<i2").tobytes()
-        if change is not None:
-            change(index, dataset)
-        save(dataset, folder / f"s{number}_{names[index]}{suffix}", preamble)
-    return uid
+SEG = "1.2.840.10008.5.1.4.1.1.66.4"
 
 
 def assert_lies_where_headers_say(scan, files):
@@ -247,6 +190,31 @@ def test_pixels_that_cannot_be_decoded_fail_alone(tmp_path):
     loader = ScanLoader(MonaiDataset(scans(str(tmp_path / "all"), str(tmp_path)), LoadScand("image")))
     assert [batch["name"] for batch in loader] == [["good"]]
     assert list(loader.failures) == ["bad"]
+
+
+def edged(millimetres):
+    def change(index, dataset):
+        dataset.PixelSpacing = [millimetres, millimetres]
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("fault", "change"),
+    [("a pixel spacing of 0", edged(0)), ("a pixel spacing of 100 mm", edged(100))],
+)
+def test_a_series_whose_spacing_cannot_be(fault, change, bundle_run, reliability, tmp_path):
+    write_series(tmp_path / "series", change=change)
+    end = bundle_run("msd_seg", "inference", input=str(tmp_path / "series"))
+    assert not list((tmp_path / "out").glob("*.nii.gz"))
+    reliability("DICOM", fault, end)
+
+
+def test_a_series_too_large_for_the_memory(bundle_run, reliability, tmp_path, monkeypatch):
+    write_series(tmp_path / "series", change=edged(30))
+    monkeypatch.setattr(memory, "free_memory", lambda: 10_000_000)
+    end = bundle_run("msd_seg", "inference", input=str(tmp_path / "series"))
+    reliability("DICOM", "a series that is too large for the memory once it is resampled", end, hide=r"[\d.]+(?= GiB)")
 
 
 def test_a_multi_frame_file_is_a_scan(tmp_path):

@@ -1,4 +1,6 @@
-"""Averaged weights and early stopping, on networks small enough to compute by hand."""
+"""Averaged weights, early stopping, gradients and losses, on networks small enough to compute by hand."""
+
+import math
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ from monai.engines import SupervisedEvaluator, SupervisedTrainer
 from monai.handlers import ValidationHandler
 from torch import nn
 
-from mambamim_nets.bundle import Average, Checkpoints
+from mambamim_nets.bundle import Average, Checkpoints, ClipGradients, StopOnNan
 
 
 class Prescribed(Metric):
@@ -53,7 +55,7 @@ class Run:
             network=self.network,
             optimizer=optimizer,
             loss_function=nn.MSELoss(),
-            train_handlers=[self.average, ValidationHandler(interval, self.evaluator)],
+            train_handlers=[ValidationHandler(interval, self.evaluator)],
         )
         self.checkpoints = Checkpoints(
             self.trainer,
@@ -163,3 +165,101 @@ def test_patience_starts_anew_with_every_better_validation(tmp_path):
     run = Run(tmp_path, max_epochs=20, early_stopping=2, values=values)
     run.go()
     assert run.trainer.state.epoch == 7
+
+
+# --- gradients and losses -------------------------------------------------------------------------
+
+
+def one_step(loss_function, *handlers, lr=1.0):
+    """Take one step of plain gradient descent from weights of 1 on an input of 3, 4, 0."""
+    network = nn.Linear(3, 1, bias=False)
+    nn.init.ones_(network.weight)
+    item = {"image": torch.tensor([3.0, 4.0, 0.0]), "label": torch.zeros(1)}
+    trainer = SupervisedTrainer(
+        device=torch.device("cpu"),
+        max_epochs=1,
+        train_data_loader=DataLoader(Dataset([item]), batch_size=1),
+        network=network,
+        optimizer=torch.optim.SGD(network.parameters(), lr=lr),
+        loss_function=loss_function,
+        train_handlers=[make(network) for make in handlers],
+    )
+    return network, trainer
+
+
+def clip(max_norm):
+    return lambda network: ClipGradients(network, max_norm)
+
+
+def plain(output, label):
+    return output.sum()  # its gradient is the input, of norm 5
+
+
+@pytest.mark.parametrize(("max_norm", "norm"), [(1.0, 1.0), (0.5, 0.5), (5.0, 5.0), (100.0, 5.0), (math.inf, 5.0)])
+def test_a_step_is_as_long_as_the_gradient_but_at_most_the_norm(max_norm, norm):
+    network, trainer = one_step(plain, clip(max_norm))
+    trainer.run()
+    step = torch.ones(1, 3) - network.weight
+    torch.testing.assert_close(step, torch.tensor([[0.6, 0.8, 0.0]]) * norm, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("max_norm", [0, -1.0, math.nan])
+def test_a_norm_that_would_stop_or_turn_the_gradient_is_refused(max_norm):
+    with pytest.raises(ValueError, match=f"max_grad_norm {max_norm} must be above 0"):
+        ClipGradients(nn.Linear(1, 1), max_norm)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_loss_that_is_not_finite_ends_the_run_before_the_step(value):
+    network, trainer = one_step(lambda output, label: output.sum() * value, lambda network: StopOnNan(), clip(1.0))
+    with pytest.raises(FloatingPointError, match=rf"loss is {value} in epoch 1, iteration 1; lower --learning_rate"):
+        trainer.run()
+    assert torch.equal(network.weight, torch.ones(1, 3)) and network.weight.grad is None
+
+
+def test_a_gradient_that_is_not_finite_ends_the_run_before_the_step():
+    network, trainer = one_step(lambda output, label: (output.sum() * 0).sqrt(), lambda network: StopOnNan(), clip(1.0))
+    with pytest.raises(FloatingPointError, match="gradient norm is nan in epoch 1"):
+        trainer.run()
+    assert torch.equal(network.weight, torch.ones(1, 3))
+
+
+# --- exports --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("killed_at", [1, 2, 3])
+@pytest.mark.parametrize("decay", [0.0, 0.9])
+def test_a_kill_between_checkpoint_and_export_loses_no_best_weights(tmp_path, monkeypatch, killed_at, decay):
+    values = {1: 0.1, 2: 0.5, 3: 0.2}
+    whole = Run(tmp_path / "whole", decay, values=values)
+    whole.go()
+    killed = Run(tmp_path / "parts", decay, values=values)
+    export = killed.checkpoints._export
+
+    def kill(best_epoch, epoch, *others):
+        if epoch == killed_at:
+            raise KeyboardInterrupt
+        export(best_epoch, epoch, *others)
+
+    monkeypatch.setattr(killed.checkpoints, "_export", kill)
+    with pytest.raises(KeyboardInterrupt):
+        killed.go()
+    Run(tmp_path / "parts", decay, values=values).go()
+    one, two = (load(tmp_path / folder, "model_best.pt") for folder in ("whole", "parts"))
+    assert one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
+    assert load(tmp_path / "parts", "checkpoint_last.pt")["best_epoch"] == 2
+
+
+def test_texts_of_the_best_epoch_are_written_with_its_weights(tmp_path):
+    run = Run(tmp_path, values={1: 0.1, 2: 0.5, 3: 0.2})
+
+    def leave(engine):
+        if engine.state.best_metric_epoch == engine.state.epoch:
+            engine.state.best_files = {"model_best.json": f"epoch {engine.state.epoch}"}
+
+    run.evaluator.add_event_handler(Events.COMPLETED, leave)
+    run.go()
+    assert (tmp_path / "model_best.json").read_text() == "epoch 2"
+    (tmp_path / "model_best.json").write_text("of another epoch")
+    Run(tmp_path, values={1: 0.1, 2: 0.5, 3: 0.2}).go()
+    assert (tmp_path / "model_best.json").read_text() == "epoch 2"

@@ -83,7 +83,7 @@ def test_points_of_a_spine_survive_in_all_48_orientations(kind):
 
 @pytest.mark.skipif(not LUNG.is_dir(), reason="the lung CT is not there: set MAMBAMIM_DATA to its parent")
 def test_points_of_a_lung_are_lps_and_survive(tmp_path):
-    from mambamim_nets.bundle.landmark_data import landmark_problems
+    from mambamim_nets.bundle.landmark_data import landmark_findings
     from mambamim_nets.bundle.landmark_files import read_table
 
     path = LUNG / "baseline_small.nii.gz"
@@ -96,7 +96,7 @@ def test_points_of_a_lung_are_lps_and_survive(tmp_path):
         table.write_text("\n".join([f"# frame: {frame}", "name,x,y,z", *rows]))
         points = np.array(list(read_table(table)[""].values()))
         item = {"image": str(path), "landmarks": points, "case": "lung", "landmark_file": str(table)}
-        problems = landmark_problems(item, names)
+        problems = landmark_findings(item, names).problems
         if frame == "LPS":
             assert problems == []
             image = MetaTensor(torch.zeros(1, *scan.shape), affine=torch.as_tensor(scan.affine))

@@ -11,48 +11,13 @@ from typing import Any
 import pytest
 import torch
 from monai.bundle import ConfigWorkflow
+from small import SMALL
 
 from mambamim_nets import HyMambaSeg, phantom
 
 BUNDLES = Path(__file__).parents[2] / "bundles"
 KINDS = {"btcv_seg": "abdomen", "amos_seg": "amos", "brats_seg": "brain", "ctorg_seg": "ctorg", "kits23_seg": "kits"}
 KINDS |= {"fetal_landmarks": "fetal"}
-EDGES = {"btcv_seg": 8.0, "amos_seg": 8.0, "brats_seg": 4.0, "ctorg_seg": 8.0, "kits23_seg": 8.0}
-SMALL = {
-    "msd_seg": {"roi_size": [32, 32, 32], "batch_size": 4, "cache": "memory", "device": "$torch.device('cpu')"},
-    **{
-        name: {
-            "spacing": [edge, edge, edge],
-            "roi_size": [32, 32, 32],
-            "crops_per_scan": 1,
-            "batch_size": 2,
-            "device": "$torch.device('cpu')",
-        }
-        for name, edge in EDGES.items()
-    },
-    "brain_cls": {
-        "width": 4,
-        "spacing": [5.0, 5.0, 5.0],
-        "input_size": [34, 40, 34],
-        "batch_size": 2,
-        "device": "$torch.device('cpu')",
-    },
-    "pretrain": {
-        "intensity": "mr",
-        "spacing": [1.0, 1.0, 1.0],
-        "roi_size": [32, 32, 32],
-        "batch_size": 4,
-        "decoder_width": 32,
-        "device": "$torch.device('cpu')",
-    },
-    "fetal_landmarks": {
-        "spacing": [4.0, 4.0, 4.0],
-        "roi_size": [32, 32, 32],
-        "sigma": 1.5,
-        "width": 8,
-        "device": "$torch.device('cpu')",
-    },
-}
 
 
 def environment() -> dict[str, str]:
@@ -113,13 +78,14 @@ def command() -> Callable[..., str]:
 
 @pytest.fixture(scope="session")
 def workflow() -> Callable[..., ConfigWorkflow]:
-    """Return a function that makes an initialised ConfigWorkflow of a bundle in the repository, small, on the CPU."""
+    """Return a function that makes a ConfigWorkflow of a bundle in the repository, small, on the CPU, initialised."""
 
-    def make(name: str, configs: Sequence[str] = ("train",), **options: Any) -> ConfigWorkflow:
+    def make(name: str, configs: Sequence[str] = ("train",), start: bool = True, **options: Any) -> ConfigWorkflow:
         files = [str(BUNDLES / name / "configs" / f"{config}.json") for config in configs]
         options = {"bundle_root": str(BUNDLES / name), **SMALL[name], **options}
         made = ConfigWorkflow(config_file=files, logging_file=False, workflow_type="train", **options)
-        made.initialize()
+        if start:
+            made.initialize()
         return made
 
     return make

@@ -124,7 +124,9 @@ def test_a_missing_data_folder(workflow, tmp_path):
     nowhere = str(tmp_path / "nowhere")
     for name in ("msd_seg", "pretrain"):
         message = message_of(workflow, name, dataset_dir=nowhere, output_dir=str(tmp_path / "run"))
-        assert f"dataset_dir {nowhere} does not exist; give the folder of the data set as downloaded" in message
+        assert (
+            f"option --dataset_dir {nowhere!r} must be the folder of a data set as downloaded, or 'phantom'" in message
+        )
 
 
 def test_a_wrong_number_of_channels(data, tmp_path):
@@ -176,10 +178,9 @@ def test_inference_never_runs_with_weights_of_another_size(workflow, data, netwo
     assert not list(tmp_path.glob("*.nii.gz"))
 
 
-@pytest.mark.parametrize("fold", [5, -1, "first"])
-def test_an_unknown_fold(workflow, data, tmp_path, fold):
-    message = message_of(workflow, "msd_seg", dataset_dir=str(data), output_dir=str(tmp_path / "run"), fold=fold)
-    assert f"fold {fold!r} must be 0..4 or 'all'" in message
+def test_an_unknown_fold(workflow, data, tmp_path):
+    message = message_of(workflow, "msd_seg", dataset_dir=str(data), output_dir=str(tmp_path / "run"), fold=5)
+    assert "fold 5 must be 0..4 or 'all'" in message
 
 
 def test_a_multi_gpu_configuration_without_torchrun_says_how_to_start_it(monkeypatch):

@@ -29,6 +29,7 @@ def run(workflow, name, configs, engine, **options):
 @pytest.mark.filterwarnings("ignore:Will convert to PyTorch Tensor if using compile")
 def test_a_compiled_run_resumes_uncompiled_and_segments_compiled(workflow, data, tmp_path):
     options = {"dataset_dir": str(data), "output_dir": str(tmp_path / "run"), "val_interval": 1}
+    options |= {"resume_with_changes": "true"}  # to go on with more epochs
     for epoch, compiled in ((1, "true"), (2, "false")):
         run(workflow, "msd_seg", ["train"], "train#trainer", max_epochs=epoch, compile=compiled, **options)
         state = torch.load(tmp_path / "run" / "checkpoint_last.pt", weights_only=True)

@@ -72,6 +72,71 @@ def test_two_processes_evaluate_as_one_does(workflow, data_of, small, tmp_path, 
     assert len(list((tmp_path / "two").glob("*_overlay.png"))) == 3, "at most three, over both"
 
 
+APART = """
+import json, sys
+import torch, torch.distributed as dist
+from ignite.engine import Events
+from monai.data import DataLoader, Dataset
+from monai.engines import SupervisedTrainer
+from torch import nn
+from mambamim_nets.bundle import Checkpoints
+
+dist.init_process_group("gloo")
+rank = dist.get_rank()
+folder, found = f"{sys.argv[1]}/node_{rank}", {}
+
+def run(name, stop_after=None, rate=0.1):
+    torch.manual_seed(0)
+    network = nn.Linear(3, 1)
+    items = [{"case": str(i), "image": torch.randn(3), "label": torch.randn(1)} for i in range(4)]
+    optimizer = torch.optim.AdamW(network.parameters(), lr=rate)
+    trainer = SupervisedTrainer(
+        device=torch.device("cpu"), max_epochs=3, train_data_loader=DataLoader(Dataset(items), batch_size=2),
+        network=network, optimizer=optimizer, loss_function=nn.MSELoss(),
+    )
+    schedule = torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0)
+    checkpoints = Checkpoints(trainer, network, optimizer, schedule, folder, {"learning_rate": rate})
+    try:
+        checkpoints.start()
+    except ValueError as error:
+        found[name] = str(error)
+        return
+    first = trainer.state.epoch
+    if stop_after is not None:
+        trainer.add_event_handler(Events.EPOCH_COMPLETED(once=stop_after), trainer.terminate)
+    trainer.run()
+    found[name] = [first, trainer.state.epoch, network.weight.tolist()]
+
+run("begin", stop_after=1)
+run("continue")
+run("other settings", rate=0.1 + rank)
+if rank == 0:
+    with open(f"{folder}/checkpoint_last.pt", "r+b") as file:
+        file.truncate(100)
+dist.barrier()
+run("damaged")
+with open(f"{sys.argv[1]}/{rank}.json", "w") as file:
+    json.dump(found, file)
+dist.destroy_process_group()
+"""
+
+
+def test_processes_that_share_no_disk_resume_what_rank_0_has(tmp_path, reliability):
+    (tmp_path / "script.py").write_text(APART)
+    launch(str(tmp_path / "script.py"), str(tmp_path), cwd=tmp_path)
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    assert first == second, "every process does the same, and fails with the same words"
+    assert not list(tmp_path.glob("node_1/*.pt")), "rank 0 alone writes"
+    assert first["begin"][:2] == [0, 1] and first["continue"][:2] == [1, 3]
+    area = "Several processes"
+    words = "process 1 differs from process 0: learning_rate is 0.1 in process 0 and 1.1 in this"
+    assert words in first["other settings"]
+    reliability(area, "processes started with different settings", ValueError(first["other settings"]))
+    assert "is damaged and cannot be resumed" in first["damaged"]
+    hide = r"\(.*?\)(?=;)"
+    reliability(area, "a damaged checkpoint, in a process that has none", ValueError(second["damaged"]), hide=hide)
+
+
 def test_training_and_pretraining_run_and_resume_on_two_processes(data, tmp_path):
     small = {"roi_size": [32, 32, 32], "batch_size": 2}
     segment = {**small, "dataset_dir": str(data), "val_interval": 1, "output_dir": str(tmp_path / "segment")}
@@ -82,7 +147,10 @@ def test_training_and_pretraining_run_and_resume_on_two_processes(data, tmp_path
         **{"picture_interval": 1, "output_dir": str(tmp_path / "pretrain")},
     }
     runs = [
-        {"config_file": files(name, "train", "multi_gpu_train"), **options, "max_epochs": epochs}
+        {
+            **{"config_file": files(name, "train", "multi_gpu_train"), **options},
+            **{"max_epochs": epochs, "resume_with_changes": epochs > 1},
+        }
         for name, options in (("msd_seg", segment), ("pretrain", pretrain))
         for epochs in (1, 2)
     ]
@@ -102,20 +170,15 @@ def test_training_and_pretraining_run_and_resume_on_two_processes(data, tmp_path
 @pytest.mark.parametrize("name", ["msd_seg", "pretrain", "fetal_landmarks"])
 def test_the_handlers_that_only_rank_0_runs_are_those_that_write(name):
     base, override = (json.loads(Path(file).read_text()) for file in files(name, "train", "multi_gpu_train"))
-    parser = ConfigParser(base)
-    disabled = {key.removesuffix("#_disabled_") for key in override if key.endswith("_disabled_")}
-    for key in disabled:
-        assert "_target_" in parser[key], key
-    writing = {
-        f"{part}#handlers#{i}"
-        for part in ("train", "validate")
-        if part in base
-        for i, handler in enumerate(base[part]["handlers"])
-        if handler["_target_"] in ("StatsHandler", "TensorBoardStatsHandler")
-    }
-    assert disabled == {"writer"} | writing
+    parts = [
+        base["writer"],
+        *(handler for part in ("train", "validate") for handler in base.get(part, {}).get("handlers", [])),
+    ]
+    for part in parts:
+        writes = part["_target_"].split(".")[-1] in ("SummaryWriter", "StatsHandler", "TensorBoardStatsHandler")
+        assert part.get("_disabled_") == ("$mb.process_rank() > 0" if writes else None)
     for key in override:
-        assert key.endswith("_disabled_") or key in parser, f"{key} overrides nothing"
+        assert key in ConfigParser(base), f"{key} overrides nothing"
 
 
 def test_samplers_of_processes(monkeypatch):

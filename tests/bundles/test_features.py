@@ -51,7 +51,8 @@ def test_features_of_a_folder_lie_where_the_scan_is(encoder, command, bundle, tm
     options = (*options, "--intensity", "ct", "--intensity_range", "[0,2]")
     output = command(root / "configs" / "inference.json", *options, cwd=tmp_path)
     assert "tensors from encoder.pt" in output
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["one_features.npz", "two_features.npz"]
+    made = sorted(path.name for path in (tmp_path / "out").iterdir() if path.name[0] != ".")
+    assert made == ["features.csv", "one_features.npz", "two_features.npz"]
 
     one, two = (np.load(tmp_path / "out" / f"{name}_features.npz") for name in ("one", "two"))
     crop = np.flip(array[3:35, 2:34, 5:37], 0).copy() / 2  # RAS

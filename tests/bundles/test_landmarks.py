@@ -65,10 +65,11 @@ def test_the_copied_bundle_trains_evaluates_and_finds_points(bundle, command, da
     options = ("--input", "scans", "--output_dir", "out", "--checkpoint", str(run / "model_best.pt"), "--width", "8")
     output = command(alone / "configs/inference.json", *options, *CLI, cwd=tmp_path, fails=True)
     assert "broken" in output and "1 of 2 scans failed" in output
-    made = {path.name for path in (tmp_path / "out").iterdir()}
+    made = {path.name for path in (tmp_path / "out").iterdir() if path.name[0] != "."}
     assert made == {"a_landmarks.csv", "a_landmarks.mrk.json", "a_preview.png", "biometry.csv"}
     (row,) = rows(tmp_path / "out" / "biometry.csv")
-    assert list(row) == ["scan", "TCD (mm)", "HDV (mm)", "ADV (mm)", "confidence", "check"] and row["scan"] == "a"
+    columns = ["scan", "TCD (mm)", "HDV (mm)", "ADV (mm)", "confidence", "check", "warnings", "made from"]
+    assert list(row) == columns and row["scan"] == "a"
     table = read_table(tmp_path / "out" / "a_landmarks.csv")["a"]
     assert list(table) == POINTS
     tcd = np.linalg.norm(table["TCD_start"] - table["TCD_end"])

@@ -52,6 +52,7 @@ def phantoms(tmp_path_factory) -> Callable[[str], Path]:
 def test_bundle_properties_are_complete(name, configs, kind, phantoms, tmp_path):
     files = [str(BUNDLES / name / "configs" / f"{config}.json") for config in configs]
     options = {"dataset_dir": str(phantoms(name)), "output_dir": str(tmp_path), "bundle_root": str(BUNDLES / name)}
+    (tmp_path / "model_best.pt").touch()  # what is evaluated must be there
     workflow = ConfigWorkflow(config_file=files, workflow_type=kind, logging_file=False, **options)
     workflow.initialize()
     assert workflow.check_properties() == []
@@ -66,6 +67,24 @@ def test_metadata_states_version_limits_and_data(name):
     assert metadata["required_packages_version"]["mambamim_nets"] == __import__("mambamim_nets").__version__
 
 
+@pytest.mark.parametrize("name", [name for name in NAMES if name.endswith("_seg")])
+def test_metadata_name_the_channels_of_the_network_and_the_values_of_label_maps(name):
+    """A program that reads metadata alone gives every voxel of a result its right name."""
+    data = json.loads((BUNDLES / name / "configs" / "metadata.json").read_text())["network_data_format"]
+    parser = ConfigParser()
+    parser.read_config(BUNDLES / name / "configs" / "inference.json")
+    parser["bundle_root"] = str(BUNDLES / name)
+    targets = parser.get_parsed_content("targets")
+    channels, written = data["outputs"]["pred"], data["post_processed_outputs"]["pred"]
+    assert channels["channel_def"] == {str(index): channel for index, channel in enumerate(targets.channels)}
+    assert channels["num_channels"] == targets.out_channels and written["num_channels"] == 1
+    certain = torch.eye(targets.out_channels)[:, :, None, None]  # one voxel for each channel that is found alone
+    values = {int(value) for value in targets.label_map(certain.reshape(targets.out_channels, -1, 1, 1)).unique()}
+    names = {0: "background", **targets.labels}
+    assert written["label_def"] == {str(value): names[value] for value in sorted(values | {0})}
+    assert written["value_range"] == [0, max(values)]
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_shipped_weights_fit_their_networks_and_are_small(name):
     path = BUNDLES / name / "models" / "model.pt"
@@ -78,8 +97,10 @@ def test_shipped_weights_fit_their_networks_and_are_small(name):
     if name == "pretrain":
         assert load_encoder(network, path).record["encoder"] == "HyMamba"
     else:
-        record = parser.get_parsed_content("record")
-        assert load_weights(network, path, record).record == json.loads(json.dumps(record)), "they say what they are"
+        record = json.loads(json.dumps(parser.get_parsed_content("record")))
+        held = load_weights(network, path, record).record
+        assert {"architecture", "task", "channels", "spacing", "intensity"} <= set(held)
+        assert held == {key: record[key] for key in held}, "they say what they are"
 
 
 @pytest.mark.skipif(not HIPPOCAMPUS.is_dir(), reason="MSD Hippocampus is not there: set MAMBAMIM_DATA to its parent")

@@ -11,7 +11,9 @@ from monai.bundle import ConfigParser
 from monai.losses import DeepSupervisionLoss
 
 from mambamim_nets import HyMamba
+from mambamim_nets.bundle.errors import cause_of
 from mambamim_nets.checkpoint import read_record
+from mambamim_nets.records import architecture, network_record
 
 CONFIGS = Path(__file__).parents[2] / "bundles" / "msd_seg" / "configs"
 NETWORKS = sorted(path.stem for path in (CONFIGS / "networks").glob("*.json"))
@@ -20,13 +22,17 @@ PARAMETERS = {
     **{"dynunet": 31.19, "mednext": 5.55, "mm_unet": 18.25, "nnmamba": 15.96},
     **{"segresnet": 18.80, "swin_unetr": 62.19, "unetr": 92.80, "vanilla_mamba": 84.00},
 }
-WINDOW = {"roi_size": [32, 48, 32], "batch_size": 2}  # Swin UNETR has 1 x 2 x 1 positions left of 32 x 64 x 32
 
 every_network = pytest.mark.parametrize("network", NETWORKS)
 
 
 def parts(network: str) -> list[str]:
     return [] if network == "hymamba" else [f"networks/{network}"]
+
+
+def window(network: str) -> dict:
+    """Return crops that leave Swin UNETR, whose stride is 32, more than one position."""
+    return {"roi_size": [32, 64 if network == "swin_unetr" else 48, 32], "batch_size": 2}
 
 
 def finished(made):
@@ -44,17 +50,42 @@ def weights(workflow, data, tmp_path_factory):
         if network not in known:
             folder = tmp_path_factory.mktemp(network)
             options = {"dataset_dir": str(data), "output_dir": str(folder), "max_epochs": 1, "val_interval": 1}
-            finished(workflow("msd_seg", ["train", *parts(network)], **options, **WINDOW))
+            finished(workflow("msd_seg", ["train", *parts(network)], **options, **window(network)))
             known[network] = folder / "model_best.pt"
         return known[network]
 
     return train
 
 
-def test_there_is_a_file_for_each_network_and_it_is_called_as_it_calls_itself():
+def test_there_is_a_file_for_each_network_and_it_is_called_as_records_call_it():
     assert set(NETWORKS) == set(PARAMETERS)
     for name in NETWORKS:
-        assert json.loads((CONFIGS / "networks" / f"{name}.json").read_text())["architecture"] == name
+        assert (
+            architecture(json.loads((CONFIGS / "networks" / f"{name}.json").read_text())["network_def"]["_target_"])
+            == name
+        )
+
+
+@pytest.mark.parametrize("size", ["tiny", "base"])
+@pytest.mark.parametrize("network", ["hymamba", *NETWORKS])
+def test_the_size_that_is_recorded_is_read_from_the_network(network, size):
+    files = [CONFIGS / "train.json", *(CONFIGS / f"{part}.json" for part in parts(network))]
+    parser = ConfigParser()
+    parser.read_config(files)
+    options = {"size": size, "bundle_root": str(CONFIGS.parent), "labels": {1: "a", 2: "b"}, "channels": ["T1", "T2"]}
+    parser.update(
+        {**options, "roi_size": [32, 32, 32], "train#preprocessing": {"_target_": "Compose", "transforms": []}}
+    )
+    record = parser.get_parsed_content("record")
+    assert (record["architecture"], record["size"], record["in_channels"]) == (network, size, 2)
+    assert record.get("out_channels", 3) == 3 and "spacing" not in record
+    made = parser.get_parsed_content("network_def")
+    if network in ("hymamba", "vanilla_mamba"):
+        assert record["scan"] == "raster" and "scan_seed" not in record
+        parser["network_def#scan"] = "shuffle"
+        parser.parse()
+        assert parser.get_parsed_content("record")["scan_seed"] == 0
+    assert network_record(made)["size"] == size
 
 
 @every_network
@@ -62,7 +93,7 @@ def test_base_is_the_published_network(network):
     parser = ConfigParser()
     parser.read_config([CONFIGS / "train.json", CONFIGS / "networks" / f"{network}.json"])
     labels = {value: f"structure {value}" for value in range(1, 14)}
-    parser.update({"size": "base", "bundle_root": str(CONFIGS.parent), "labels": labels, "window_size": [96, 96, 96]})
+    parser.update({"size": "base", "bundle_root": str(CONFIGS.parent), "labels": labels, "roi_size": [96, 96, 96]})
     made = parser.get_parsed_content("network_def")
     millions = sum(parameter.numel() for parameter in made.parameters()) / 1e6
     assert round(millions, 2) == PARAMETERS[network]
@@ -73,10 +104,16 @@ def test_it_trains_evaluates_and_segments(workflow, data, weights, network, tmp_
     path = weights(network)
     record = read_record(path)
     assert (record["architecture"], record["size"], record["task"]) == (network, "tiny", "Task04_Hippocampus")
+    assert record["spacing"] == [1.0, 1.0, 1.0] and record["in_channels"] == 1
     evaluation = {"dataset_dir": str(data), "output_dir": str(path.parent), "pictures": 0}
-    finished(workflow("msd_seg", ["train", *parts(network), "evaluate"], **evaluation, **WINDOW))
+    finished(workflow("msd_seg", ["train", *parts(network), "evaluate"], **evaluation, **window(network)))
     assert (path.parent / "eval" / "summary.md").is_file()
-    options = {"input": str(data / "imagesTs"), "checkpoint": str(path), "previews": False, "roi_size": [32, 48, 32]}
+    options = {
+        "input": str(data / "imagesTs"),
+        "checkpoint": str(path),
+        "previews": False,
+        "roi_size": window(network)["roi_size"],
+    }
     finished(workflow("msd_seg", ["inference", *parts(network)], output_dir=str(tmp_path), **options))
     for scan in (data / "imagesTs").iterdir():
         result = nib.load(tmp_path / scan.name.replace(".nii.gz", "_seg.nii.gz"))
@@ -86,7 +123,7 @@ def test_it_trains_evaluates_and_segments(workflow, data, weights, network, tmp_
 
 @every_network
 def test_it_can_learn_one_crop_by_heart(workflow, data, network, tmp_path):
-    options = {"dataset_dir": str(data), "output_dir": str(tmp_path), "crops_per_scan": 1, **WINDOW}
+    options = {"dataset_dir": str(data), "output_dir": str(tmp_path), "crops_per_scan": 1, **window(network)}
     made = workflow("msd_seg", ["train", *parts(network)], **options)
     model, loss, targets, dataset = (
         made.parser.get_parsed_content(key) for key in ("network", "loss", "targets", "train#dataset")
@@ -117,7 +154,7 @@ def test_weights_of_another_network_are_refused_with_the_file_to_choose(workflow
     options = {"input": str(data / "imagesTs"), "checkpoint": str(path), "output_dir": str(tmp_path)}
     with pytest.raises(Exception) as caught:
         finished(workflow("msd_seg", ["inference"], **options))
-    message = str(caught.value.__cause__ or caught.value)
+    message = str(cause_of(caught.value))
     assert "architecture is 'segresnet' in the file and 'hymamba' in this run" in message
     assert "configs/networks/segresnet.json" in message
     with pytest.raises(Exception) as caught:
@@ -128,12 +165,14 @@ def test_weights_of_another_network_are_refused_with_the_file_to_choose(workflow
 def test_resuming_with_another_network_is_refused(workflow, data, weights):
     options = {"dataset_dir": str(data), "output_dir": str(weights("segresnet").parent), "max_epochs": 2}
     with pytest.raises(Exception) as caught:
-        finished(workflow("msd_seg", ["train", "networks/unetr"], **options, **WINDOW))
-    assert "architecture='segresnet' there, 'unetr' here" in str(caught.value.__cause__ or caught.value)
+        finished(workflow("msd_seg", ["train", "networks/unetr"], **options, **window("unetr")))
+    assert "network_def#_target_ is SegResNet in the checkpoint and UNETR here" in str(
+        caught.value.__cause__ or caught.value
+    )
 
 
 def test_a_network_without_an_encoder_of_ours_starts_from_whole_weights_only(workflow, data, weights, tmp_path):
-    options = {"dataset_dir": str(data), "output_dir": str(tmp_path / "run"), **WINDOW}
+    options = {"dataset_dir": str(data), "output_dir": str(tmp_path / "run"), **window("segresnet")}
     made = workflow("msd_seg", ["train", "networks/segresnet"], pretrained=str(weights("segresnet")), **options)
     start = torch.load(weights("segresnet"), weights_only=True)
     found = made.parser.get_parsed_content("initial_network").state_dict()

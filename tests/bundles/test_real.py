@@ -52,7 +52,7 @@ def test_a_ct_whose_liver_is_where_the_liver_is(tmp_path):
 def test_dicom_gives_what_nifti_gives_in_world_space(tmp_path):
     """The readers may store the slices in opposite order, so voxels are compared where they lie."""
     from mambamim_nets.bundle import LoadScand, scans
-    from mambamim_nets.bundle.dicom import series_files
+    from mambamim_nets.bundle.series import series_files
 
     series = CT / "ct_dicom" / "series"
     (item,) = scans(str(series), str(tmp_path / "out"))

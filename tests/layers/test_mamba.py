@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mambamim_nets.layers.mamba import MambaLayer, MambaMixer
+from mambamim_nets.layers.mamba import MambaLayer, MambaMixer, TokenNorm
 
 D_MODEL, D_STATE, D_CONV, EXPAND = 24, 5, 4, 2
 D_INNER, DT_RANK = EXPAND * D_MODEL, 2
@@ -158,3 +158,52 @@ def test_a_compiled_mixer_equals_eager_with_all_gradients():
         results.append([out, *torch.autograd.grad(out.square().sum(), inputs)])
     for eager, compiled in zip(*results, strict=True):
         torch.testing.assert_close(compiled, eager, atol=1e-5, rtol=1e-4)
+
+
+def test_norms_have_pytorchs_eps_and_state_dicts_carry_it(tmp_path):
+    assert [norm.eps for norm in (MambaLayer(8).norm1, MambaLayer(8).norm2)] == [1e-5, 1e-5]
+    made = MambaLayer(8, norm_eps=1e-4)
+    torch.save(made.state_dict(), tmp_path / "new.pt")
+    other = MambaLayer(8)
+    other.load_state_dict(torch.load(tmp_path / "new.pt", weights_only=True))
+    assert other.norm1.eps == other.norm2.eps == 1e-4
+    assert other.state_dict()._metadata["norm1"]["eps"] == 1e-4, "and hand it on"
+
+
+def test_weights_of_before_keep_the_eps_they_were_trained_with():
+    former = MambaLayer(8, norm_eps=1e-6)
+    state = former.state_dict()
+    for said in state._metadata.values():
+        said.pop("eps", None)  # as it was written then
+    network = MambaLayer(8)
+    network.load_state_dict(state)
+    tokens = 1e-3 * torch.randn(1, 5, 8)
+    assert torch.equal(network(tokens), former(tokens))
+    network.norm1.eps = network.norm2.eps = 1e-5
+    assert not torch.equal(network(tokens), former(tokens)), "the test would not see the difference"
+
+
+def test_a_state_dict_without_metadata_leaves_the_eps_alone():
+    network = TokenNorm(8, eps=1e-4)
+    network.load_state_dict(dict(TokenNorm(8, eps=1e-3).state_dict()))
+    assert network.eps == 1e-4
+
+
+@pytest.mark.parametrize("eps", ["1e-5", 0.0, float("nan"), 2.0, None])
+def test_an_eps_that_cannot_be_is_refused(eps):
+    state = TokenNorm(8).state_dict()
+    state._metadata[""]["eps"] = eps
+    with pytest.raises(RuntimeError, match=r"eps is .* and must lie in \(0, 1\)"):
+        TokenNorm(8).load_state_dict(state)
+
+
+def test_delta_starts_small():
+    """Median 0.01, against 0.69 where a later pass over all linear layers wipes the bias, as in the public code."""
+    torch.manual_seed(0)
+    made, tokens = MambaMixer(384), torch.randn(216, 384)
+    x = made.in_proj(tokens).chunk(2, dim=-1)[0]
+    dt = F.silu(x) @ made.x_proj.weight[: made.dt_rank].T  # without the convolution, which only mixes neighbours
+    delta = F.softplus(made.dt_proj(dt))
+    assert 0.008 < delta.median() < 0.015
+    torch.nn.init.zeros_(made.dt_proj.bias)
+    assert 0.65 < F.softplus(made.dt_proj(dt)).median() < 0.73

@@ -99,6 +99,17 @@ def test_patch_norm_standardises_every_patch():
     assert torch.equal(reconstruction_target(x, "raw"), x)
 
 
+def test_patch_norm_is_that_of_mae_over_all_channels():
+    x = torch.rand(2, 2, *SHAPE) * torch.tensor([1.0, 30.0]).view(2, 1, 1, 1) + 4
+    patch = x[1, :, 16:32, :16, :16]
+    values = patch.flatten().double()
+    deviation = (((values - values.mean()) ** 2).sum() / (values.numel() - 1) + 1e-6).sqrt()  # unbiased
+    expected = ((patch.double() - values.mean()) / deviation).float()
+    torch.testing.assert_close(patch_norm(x)[1, :, 16:32, :16, :16], expected, atol=2e-6, rtol=0)
+    biased = ((patch.double() - values.mean()) / values.std(correction=0)).float()
+    assert (expected - biased).abs().max() > 2e-5, "the test would not see the difference"
+
+
 def test_masked_mse_is_zero_without_hidden_blocks():
     visible = torch.ones(1, 1, 1, 1, 1, dtype=torch.bool)
     assert masked_mse(torch.ones(1, 1, 16, 16, 16), torch.zeros(1, 1, 16, 16, 16), visible) == 0

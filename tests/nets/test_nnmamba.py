@@ -1,12 +1,14 @@
 """nnMamba: the published sizes, each part against its definition, the switches, and that the networks learn."""
 
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
 from monai.losses import DeepSupervisionLoss, DiceCELoss
 from torch.testing import assert_close
 
-from mambamim_nets import NNMambaClassifier, NNMambaSeg
+from mambamim_nets import NNMambaClassifier, NNMambaSeg, load_weights
 from mambamim_nets.layers.mamba import MambaMixer
 from mambamim_nets.nets.nnmamba import ChannelScale, MambaInConv, Residual, Stage
 
@@ -80,6 +82,15 @@ def test_every_stage_has_the_published_parameters():
 def test_miccss_has_the_published_parameters(channels, block, mamba):
     made = MambaInConv(channels)
     assert (count(made), count(made.mixer)) == (block, mamba)
+
+
+def test_the_classifiers_mlp_is_as_wide_as_the_network_unless_told():
+    assert NNMambaClassifier(width=8).mlp[0].weight.shape == (8, 112)
+    assert NNMambaClassifier(width=8, mlp_width=32).mlp[0].weight.shape == (32, 112)
+    shipped = Path(__file__).parents[2] / "bundles" / "brain_cls" / "models" / "model.pt"
+    load_weights(NNMambaClassifier(width=16, mlp_width=32), shipped)
+    with pytest.raises(ValueError, match=r"MLP of width 32, the network one of 16: use --mlp_width 32"):
+        load_weights(NNMambaClassifier(width=16), shipped)
 
 
 @pytest.mark.parametrize(("seq_head", "expected"), [("none", 12_876_321), ("mamba", 12_905_633)])
@@ -316,7 +327,7 @@ def test_classifier_learns_one_batch(seq_head, stem_scan):
     x, target = 0.3 * torch.randn(4, 1, 32, 32, 32), torch.tensor([[0.0], [1.0], [0.0], [1.0]])
     for sample, start in enumerate((4, 18, 6, 20)):  # the class is the side on which the blob lies
         x[sample, :, 12:20, 12:20, start : start + 8] += 1
-    network = NNMambaClassifier(width=8, seq_head=seq_head, stem_scan=stem_scan)
+    network = NNMambaClassifier(width=8, mlp_width=32, seq_head=seq_head, stem_scan=stem_scan)
     follow_closely(network)
     optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3)
     for _ in range(30):

@@ -1,0 +1,68 @@
+"""TensorBoard's files of a resumed run: rows that the run repeats are dropped, so that no step has two.
+
+SummaryWriter's ``purge_step`` cannot do it: it compares the steps of all rows with one number, and the rows of a run
+count epochs as well as iterations. Here a row in the log itself says where an epoch ends, and what was written after
+it goes. A file is a sequence of records: length (8 bytes), its checksum (4), an Event, its checksum (4).
+"""
+
+import logging
+import os
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+__all__ = ["drop_rows_after"]
+
+logger = logging.getLogger("mambamim_nets")
+HEAD, TAIL = 12, 4  # bytes of a record before and after its Event
+
+
+def drop_rows_after(folder: str | os.PathLike[str], tag: str, value: float) -> None:
+    """Cut off the rows written after the last row of a tag with a value; without such a row nothing is changed.
+
+    Args:
+        folder: of the event files.
+        tag: of the rows that mark the ends of epochs.
+        value: of the row to end with.
+    """
+    files = {path: list(_rows(path)) for path in sorted(Path(folder).glob("events.out.tfevents.*"))}
+    marks = [event.wall_time for rows in files.values() for _, event in rows if _is_mark(event, tag, value)]
+    if not marks:
+        return
+    dropped = 0
+    for path, rows in files.items():
+        later = [offset for offset, event in rows if event.HasField("summary") and event.wall_time > max(marks)]
+        if later:
+            os.truncate(path, later[0])
+            dropped += len(later)
+    if dropped:
+        logger.info("dropped %d rows of TensorBoard after epoch %d: the resumed run writes them again", dropped, value)
+
+
+def _rows(path: Path) -> Iterator[tuple[int, Any]]:
+    """Yield the offset and the Event of every whole record."""
+    from tensorboard.compat.proto.event_pb2 import Event
+
+    content, offset = path.read_bytes(), 0
+    while offset + HEAD <= len(content):
+        (length,) = struct.unpack_from("<Q", content, offset)
+        end = offset + HEAD + length + TAIL
+        if end > len(content):
+            return
+        try:
+            event = Event.FromString(content[offset + HEAD : end - TAIL])
+        except Exception:  # damaged: no reader gets beyond this record
+            return
+        yield offset, event
+        offset = end
+
+
+def _is_mark(event: Any, tag: str, value: float) -> bool:
+    return any(row.tag == tag and _number(row) == value for row in event.summary.value)
+
+
+def _number(row: Any) -> float | None:
+    if row.HasField("simple_value"):
+        return row.simple_value
+    return row.tensor.float_val[0] if row.HasField("tensor") and row.tensor.float_val else None

@@ -1,0 +1,298 @@
+"""Kinds of options: what each may be, in words and as a function that converts a value or refuses it."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+__all__ = [
+    "DetailError",
+    "Option",
+    "choice",
+    "file",
+    "mapping",
+    "name",
+    "names",
+    "number",
+    "path",
+    "positive",
+    "switch",
+    "to_axes",
+    "to_channel_order",
+    "to_data_folder",
+    "to_device",
+    "to_file",
+    "to_fold",
+    "to_folder",
+    "to_intensity_range",
+    "to_pairs",
+    "to_path",
+    "to_resume",
+    "to_sides",
+    "to_sources",
+    "to_spacing",
+    "to_switch",
+    "to_whole",
+    "whole",
+]
+
+
+class Option(NamedTuple):
+    """What an option may be.
+
+    Attributes:
+        about: what it is, half a sentence.
+        rule: completes "must be".
+        convert: returns the value as the run takes it; raises ValueError or TypeError if it breaks the rule.
+        null: whether it may be null.
+        late: its default comes from the data set, the network or an earlier run, and is checked where it is used: only
+            a value that is given is checked at the start.
+    """
+
+    about: str
+    rule: str
+    convert: Callable[[Any], Any]
+    null: bool = False
+    late: bool = False
+
+
+class DetailError(ValueError):
+    """Says more than the rule why a value is refused."""
+
+
+def finite(value: Any) -> Any:
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+        raise ValueError
+    return value
+
+
+def to_whole(value: Any, low: float, high: float = math.inf) -> int:
+    if finite(value) != int(value) or not low <= value <= high:
+        raise ValueError
+    return int(value)
+
+
+def whole(about: str, low: int, example: int, high: int | None = None, *, null: bool = False) -> Option:
+    """A whole number of at least ``low``."""
+    limits = f"of at least {low}" if high is None else f"from {low} to {high}"
+    rule = f"a whole number {limits}, e.g. {example}"
+    return Option(about, rule, lambda value: to_whole(value, low, math.inf if high is None else high), null)
+
+
+def number(
+    about: str,
+    limits: str,
+    example: float,
+    low: float = -math.inf,
+    high: float = math.inf,
+    *,
+    above: float = -math.inf,
+    below: float = math.inf,
+    null: bool = False,
+) -> Option:
+    """A finite number within ``low`` and ``high``, and strictly between ``above`` and ``below``."""
+
+    def convert(value: Any) -> Any:
+        if not (low <= finite(value) <= high and above < value < below):
+            raise ValueError
+        return value
+
+    return Option(about, f"a number {limits}, e.g. {example}", convert, null)
+
+
+def positive(about: str, example: float, *, null: bool = False) -> Option:
+    return number(about, "above 0", example, above=0.0, null=null)
+
+
+def choice(about: str, *values: str, null: bool = False) -> Option:
+    def convert(value: Any) -> Any:
+        if value not in values:
+            raise ValueError
+        return value
+
+    return Option(about, f"one of {', '.join(values)}", convert, null)
+
+
+def to_switch(value: Any) -> bool:
+    text = str(value).lower() if isinstance(value, bool | str) else ""
+    if text not in ("true", "false"):
+        raise ValueError
+    return text == "true"
+
+
+def switch(about: str, *, null: bool = False) -> Option:
+    return Option(about, "true or false", to_switch, null)
+
+
+def to_name(value: Any) -> str:
+    if not isinstance(value, str) or not value.strip() or "/" in value or value != value.strip():
+        raise ValueError
+    return value
+
+
+def name(about: str) -> Option:
+    """A name that may become part of the name of a folder."""
+    return Option(about, "a name without '/', e.g. 'BTCV'", to_name)
+
+
+def names(about: str, *, null: bool = False, late: bool = False) -> Option:
+    def convert(value: Any) -> Any:
+        if isinstance(value, str) or not isinstance(value, Sequence) or not value or len(set(value)) < len(value):
+            raise ValueError
+        if not all(isinstance(item, str) and item.strip() for item in value):
+            raise ValueError
+        return value
+
+    return Option(about, """a list of different names, e.g. "['CT']\"""", convert, null, late)
+
+
+def mapping(
+    about: str,
+    rule: str,
+    *,
+    item: Callable[[Any], Any] | None = None,
+    null: bool = False,
+    late: bool = False,
+) -> Option:
+    """A table that is not empty; ``item`` returns or refuses each of its values."""
+
+    def convert(value: Any) -> Any:
+        if not isinstance(value, Mapping) or not value:
+            raise ValueError
+        return value if item is None else {key: item(held) for key, held in value.items()}
+
+    return Option(about, rule, convert, null, late)
+
+
+def to_numbers(value: Any) -> list[Any]:
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        raise ValueError
+    return [finite(item) for item in value]
+
+
+def to_sides(value: Any) -> Any:
+    if len(to_numbers(value)) != 3:
+        raise ValueError
+    sides = [to_whole(side, 1) for side in value]
+    return value if sides == list(value) and all(isinstance(side, Integral) for side in value) else sides
+
+
+def to_spacing(value: Any) -> Any:
+    if len(to_numbers(value)) != 3 or not all(0.01 <= edge <= 50 for edge in value):
+        raise ValueError
+    return value
+
+
+def to_intensity_range(value: Any) -> Any:
+    limits = to_numbers(value)
+    if limits and (len(limits) != 2 or not limits[0] < limits[1]):
+        raise ValueError
+    return value
+
+
+def to_axes(value: Any) -> Any:
+    axes = to_numbers(value)
+    if not set(axes) <= {0, 1, 2} or len(set(axes)) < len(axes):
+        raise ValueError
+    return value
+
+
+def to_pairs(value: Any) -> Any:
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        raise ValueError
+    if not all(not isinstance(pair, str) and isinstance(pair, Sequence) and len(pair) == 2 for pair in value):
+        raise ValueError
+    return value
+
+
+def to_ends(value: Any) -> Any:
+    """Two different names."""
+    ((first, second),) = to_pairs([value])
+    if not all(isinstance(end, str) and end.strip() for end in (first, second)) or first == second:
+        raise ValueError
+    return value
+
+
+def to_path(value: Any) -> str:
+    if not isinstance(value, str | os.PathLike) or not str(value).strip():
+        raise ValueError
+    return os.path.expanduser(value)
+
+
+def to_file(value: Any) -> str:
+    path = Path(to_path(value))
+    if path.is_dir():
+        raise DetailError("it is a folder")
+    if not path.is_file():
+        raise DetailError("there is none of that name")
+    return str(path)
+
+
+def to_data_folder(value: Any) -> str:
+    if value == "phantom":
+        return value
+    path = Path(to_path(value))
+    if path.is_file():
+        raise DetailError("it is a file")
+    if not path.is_dir():
+        raise DetailError("it does not exist")
+    return str(path)
+
+
+def to_folder(value: Any) -> str:
+    if not Path(to_path(value)).is_dir():
+        raise DetailError("it does not exist")
+    return to_path(value)
+
+
+def to_sources(value: Any) -> Any:
+    """Paths, or {"path": ..., "weight": ..., "key": ...}; what is in them is checked where they are read."""
+    if isinstance(value, str):
+        return to_path(value)
+    if isinstance(value, Mapping):
+        return {**value, "path": to_path(value["path"])}
+    if not isinstance(value, Sequence) or not value:
+        raise ValueError
+    return [to_sources(source) for source in value]
+
+
+def path(about: str, *, null: bool = False) -> Option:
+    return Option(about, "a path", to_path, null)
+
+
+def file(about: str, *, null: bool = False, late: bool = False) -> Option:
+    return Option(about, "an existing file", to_file, null, late)
+
+
+def to_device(value: Any) -> torch.device:
+    found = ["cpu"] + [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    if torch.backends.mps.is_available():
+        found.append("mps")
+    try:
+        device = torch.device(str(value))
+        if device.type != "meta":  # which has no memory
+            torch.empty(0, device=device)
+            return device
+    except (RuntimeError, AssertionError):  # not a device, or not of this machine
+        pass
+    raise DetailError(f"this machine has {', '.join(found)}")
+
+
+def to_fold(value: Any) -> int | str:
+    return value if value in ("all", "official") else to_whole(int(value) if str(value).isdigit() else value, 0)
+
+
+def to_resume(value: Any) -> bool | str:
+    return value if value == "auto" else to_switch(value)
+
+
+def to_channel_order(value: Any) -> Any:
+    if isinstance(value, str) or not isinstance(value, Sequence) or not value:
+        raise ValueError
+    return value

@@ -1,0 +1,199 @@
+"""Names of options and of what lies inside a configuration: whatever nothing would read is refused.
+
+MONAI takes any option, and adds what no configuration knows, so a misspelled one would change nothing in silence.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pydoc import locate
+from typing import Any
+
+from monai.bundle import ConfigComponent, ConfigParser, ConfigWorkflow, ReferenceResolver
+
+from mambamim_nets.bundle.launch import dataset_folder, flag
+from mambamim_nets.bundle.transforms import augmentations
+
+__all__ = ["check_components", "check_names", "check_texts"]
+
+TRACKING = ("tracking_uri", "experiment_name", "run_name", "save_execute_config")  # options of MONAI's --tracking
+_SPECIAL = sorted(ConfigComponent.non_arg_keys)  # _target_, _disabled_, ...
+# tables that are passed to a function
+_ARGUMENTS: dict[str, Callable[..., Any]] = {"augmentation": augmentations, "phantom": dataset_folder}
+
+
+def _parts(key: str) -> list[str]:
+    return ReferenceResolver.split_id(key.lstrip("+~"))
+
+
+def check_names(parser: ConfigParser, files: Sequence[str], given: Mapping[str, Any]) -> None:
+    """Refuse names of options, and of settings of later files, that nothing in the configuration reads.
+
+    Likewise options that a later file has no use for: it sets to null what an earlier one sets.
+
+    Args:
+        parser: of the merged configuration, options included.
+        files: the configuration, in the order in which they were merged.
+        given: the options of the command line.
+
+    Raises:
+        ValueError: that names the option and the nearest valid ones, or the file.
+    """
+    contents = {file: ConfigParser.load_config_file(file) for file in files}
+    valid = {_parts(key)[0] for content in contents.values() for key in content}
+    unused = {
+        key: file
+        for number, file in enumerate(files)
+        for key, value in contents[file].items()
+        if value is None and any(key in contents[earlier] for earlier in files[:number])
+    }
+    allowed = valid | set(inspect.signature(ConfigWorkflow).parameters) | set(TRACKING)
+    for key in given:
+        option = _parts(key)[0]
+        if option not in allowed:
+            near = difflib.get_close_matches(option, valid, n=3, cutoff=0.5)
+            hint = f"did you mean --{' or --'.join(near)}?" if near else f"valid are {', '.join(sorted(valid))}"
+            raise ValueError(f"option --{option} is unknown to {', '.join(files)}; {hint}")
+        if option in unused:
+            raise ValueError(f"option --{option} has no effect with {unused[option]}; leave it out")
+    before = ConfigParser(ConfigParser.load_config_files(list(files)))
+    for key in given:
+        _check_nested(parser, before, key, f"option --{key}")
+    for number, file in enumerate(files[1:], 1):
+        earlier = ConfigParser(ConfigParser.load_config_files(list(files[:number])))
+        for key in contents[file]:
+            _check_nested(parser, earlier, key, f"{file}: {key}")
+
+
+def _check_nested(parser: ConfigParser, before: ConfigParser, key: str, what: str) -> None:
+    """Refuse a key inside a table that had no such key and is read by its keys only."""
+    parts = _parts(key)
+    parent, leaf = "::".join(parts[:-1]), parts[-1]
+    table = parser.get(parent) if parent else None
+    if not isinstance(table, Mapping) or ConfigComponent.is_instantiable(table):  # see check_components
+        return
+    held = before.get(parent)
+    known = set(held) if isinstance(held, Mapping) else set()
+    if function := _ARGUMENTS.get(parent):
+        known |= set(inspect.signature(function).parameters)
+    elif any(_reads(reference, parent, leaf) for reference in _references(parser.config)):
+        return
+    if leaf not in known:
+        raise ValueError(f"{what} is read by nothing; {_nearest(leaf, known, parent)}")
+
+
+def _references(config: Any) -> Iterator[str]:
+    for text in _texts(config):
+        yield from ReferenceResolver.match_refs_pattern(text[1])
+
+
+def _reads(reference: str, parent: str, leaf: str) -> bool:
+    """Return whether a reference is to a table as a whole, or to one of its keys."""
+    return reference == f"{parent}::{leaf}" or parent == reference or parent.startswith(f"{reference}::")
+
+
+def _nearest(key: str, known: set[str], parent: str) -> str:
+    near = difflib.get_close_matches(key, sorted(known), n=3, cutoff=0.5)
+    if near:
+        return f"did you mean {' or '.join('#'.join((*_parts(parent), name)) for name in near)}?"
+    return f"valid are {', '.join(sorted(known))}"
+
+
+def check_components(parser: ConfigParser, given: Mapping[str, Any]) -> None:
+    """Refuse arguments that the class or function of a ``_target_`` does not take.
+
+    A switch that arrives as text, as ``--network_def#bidirectional false`` does, is written back as True or False: the
+    text "false" would count as true.
+
+    Args:
+        parser: of the merged configuration. If something is written, it is parsed again.
+        given: the options of the command line, for the message.
+
+    Raises:
+        ValueError: that names the key and the nearest arguments, a ``_target_`` that does not exist, or a switch that
+            is neither true nor false.
+    """
+    options = {"::".join(_parts(key)): key for key in given}
+    switches: dict[str, bool] = {}
+    for where, table in _components(parser.config):
+        target = table["_target_"]
+        if not isinstance(target, str) or target[:1] in "$@%":
+            continue
+        found = locate(str(ConfigComponent(table, where, parser.locator).resolve_module_name()))
+        place = where.replace("::", "#")
+        if found is None:
+            raise ValueError(
+                f"{place}#_target_ {target!r} is not a class or function that can be imported; correct its name, or"
+                " install its package"
+            )
+        try:
+            arguments = inspect.signature(found).parameters.values()  # type: ignore[arg-type]
+        except (TypeError, ValueError):  # of some built-in functions nobody knows
+            continue
+        if any(argument.kind is argument.VAR_KEYWORD for argument in arguments):
+            continue
+        known = {argument.name for argument in arguments}
+        for key in table:
+            if key not in known and key not in _SPECIAL:
+                option = options.get(f"{where}::{key}")
+                what = f"option --{option}" if option else f"{place}#{key}"
+                near = _nearest(key, {*known, *_SPECIAL} if key.startswith("_") else known, where)
+                raise ValueError(f"{what} is no argument of {target}; {near}")
+        for argument in arguments:
+            value = table.get(argument.name)
+            if argument.annotation in (bool, "bool") and isinstance(value, str) and value[:1] not in ("$", "@", "%"):
+                option = options.get(f"{where}::{argument.name}")
+                switches[f"{where}::{argument.name}"] = flag(value, f"option --{option}" if option else place)
+    for key, value in switches.items():
+        parser[key] = value
+    if switches:
+        parser.parse()
+
+
+def _components(config: Any, where: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
+    if isinstance(config, Mapping | list):
+        for _, inner, value in ReferenceResolver.iter_subconfigs(where, config):
+            if inner != ConfigParser.meta_key:
+                yield from _components(value, inner)
+    if where and ConfigComponent.is_instantiable(config):
+        yield where, config
+
+
+def _texts(config: Any, where: str = "") -> Iterator[tuple[str, str]]:
+    if isinstance(config, str):
+        yield where, config
+    elif isinstance(config, Mapping | list):
+        for _, inner, value in ReferenceResolver.iter_subconfigs(where, config):
+            if inner != ConfigParser.meta_key:
+                yield from _texts(value, inner)
+
+
+def check_texts(parser: ConfigParser, files: Sequence[str], given: Mapping[str, Any]) -> None:
+    """Refuse texts that MONAI would change, and references of options to what is not there.
+
+    Args:
+        parser, files, given: as in ``check_names``.
+
+    Raises:
+        ValueError: that names the option, or the file and its key.
+    """
+    contents = {file: ConfigParser.load_config_file(file) for file in files}
+    for source, content in (*contents.items(), ("", given)):
+        for key, value in content.items():
+            for _, text in _texts(value, key):
+                what = f"{source}: {key}" if source else f"option --{key}"
+                if "#" in text and text[:1] not in ("$", "@", "%"):
+                    raise ValueError(
+                        f"{what} {text!r} must be without '#', which MONAI reads as a step into a configuration; rename"
+                        " it, or link to it under another name"
+                    )
+    for key, value in given.items():
+        for _, text in _texts(value, key):
+            for reference in ReferenceResolver.match_refs_pattern(text):
+                if not reference.startswith("::") and reference not in parser:
+                    raise ValueError(
+                        f"option --{key} {text!r} refers to {reference!r}, which no configuration has; give a value, or"
+                        " the name of a key after '@'"
+                    )

@@ -1,0 +1,74 @@
+"""Small DICOM series for tests, in several orientations, with or without preamble, and with what a test changes."""
+
+import numpy as np
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+
+SHAPE = (7, 5, 4)  # rows, columns, slices
+SPACING = (0.7, 1.3, 2.5)  # between rows, columns, slices: pixels are not square
+COSINE, SINE = np.cos(0.4), np.sin(0.4)
+ORIENTATIONS = {
+    "head first": [1, 0, 0, 0, 1, 0],
+    "feet first": [-1, 0, 0, 0, 1, 0],
+    "sagittal": [0, 1, 0, 0, 0, -1],
+    "oblique": [COSINE, SINE, 0, -SINE * COSINE, COSINE * COSINE, SINE],
+}
+CT = "1.2.840.10008.5.1.4.1.1.2"
+
+
+def header(position, orientation, uid, number=3) -> Dataset:
+    dataset = Dataset()
+    dataset.SOPClassUID, dataset.SOPInstanceUID = CT, generate_uid()
+    dataset.StudyInstanceUID, dataset.SeriesInstanceUID = generate_uid(entropy_srcs=["study"]), uid
+    dataset.FrameOfReferenceUID = generate_uid(entropy_srcs=["frame"])
+    dataset.Modality, dataset.SeriesNumber, dataset.PatientID, dataset.PatientName = "CT", number, "phantom", "A^B"
+    dataset.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL"]
+    dataset.ImagePositionPatient = [f"{value:.10g}" for value in position]
+    dataset.ImageOrientationPatient = [f"{value:.10g}" for value in orientation]
+    dataset.PixelSpacing, dataset.SliceThickness = list(SPACING[:2]), 9.0  # thickness is not the gap
+    dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = 16, 16, 15, 1
+    dataset.RescaleSlope, dataset.RescaleIntercept = 2, -1000
+    return dataset
+
+
+def save(dataset, path, preamble=True, syntax=ExplicitVRLittleEndian):
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
+    dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
+    dataset.file_meta.TransferSyntaxUID = syntax
+    if preamble:
+        dataset.save_as(path, enforce_file_format=True)
+    else:
+        del dataset.file_meta
+        dataset.save_as(path, enforce_file_format=False, implicit_vr=True, little_endian=True)
+
+
+def write_series(
+    folder,
+    kind="head first",
+    number=3,
+    slices=SHAPE[2],
+    preamble=True,
+    suffix=".dcm",
+    change=None,
+    syntax=ExplicitVRLittleEndian,
+):
+    """Write a series whose file names are in no spatial order; return its SeriesInstanceUID."""
+    folder.mkdir(parents=True, exist_ok=True)
+    uid, orientation = generate_uid(), np.array(ORIENTATIONS[kind], dtype=float)
+    orientation[3:] /= np.linalg.norm(orientation[3:])
+    orientation[3:] -= (orientation[3:] @ orientation[:3]) * orientation[:3]
+    orientation[3:] /= np.linalg.norm(orientation[3:])
+    normal = np.cross(orientation[:3], orientation[3:])
+    rng = np.random.default_rng(0)
+    names = rng.permutation(slices)
+    for index in range(slices):
+        dataset = header([-20.5, 31.25, -100.125] - index * SPACING[2] * normal, orientation, uid, number)
+        dataset.InstanceNumber = index + 1
+        dataset.Rows, dataset.Columns = SHAPE[:2]
+        dataset.PixelData = rng.integers(0, 1000, SHAPE[:2]).astype("<i2").tobytes()
+        if change is not None:
+            change(index, dataset)
+        save(dataset, folder / f"s{number}_{names[index]}{suffix}", preamble, syntax)
+    return uid

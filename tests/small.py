@@ -1,0 +1,40 @@
+"""Settings with which a bundle runs in seconds: small windows, coarse voxels, narrow networks, on the CPU."""
+
+from typing import Any
+
+EDGES = {"btcv_seg": 8.0, "amos_seg": 8.0, "brats_seg": 4.0, "ctorg_seg": 8.0, "kits23_seg": 8.0}
+SMALL: dict[str, dict[str, Any]] = {
+    "msd_seg": {"roi_size": [32, 32, 32], "batch_size": 4, "cache": "memory", "device": "$torch.device('cpu')"},
+    **{
+        name: {
+            "spacing": [edge, edge, edge],
+            "roi_size": [32, 32, 32],
+            "crops_per_scan": 1,
+            "batch_size": 2,
+            "device": "$torch.device('cpu')",
+        }
+        for name, edge in EDGES.items()
+    },
+    "brain_cls": {
+        "width": 4,
+        "spacing": [5.0, 5.0, 5.0],
+        "input_size": [34, 40, 34],
+        "batch_size": 2,
+        "device": "$torch.device('cpu')",
+    },
+    "pretrain": {
+        "intensity": "mr",
+        "spacing": [1.0, 1.0, 1.0],
+        "roi_size": [32, 32, 32],
+        "batch_size": 4,
+        "decoder_width": 32,
+        "device": "$torch.device('cpu')",
+    },
+    "fetal_landmarks": {
+        "spacing": [4.0, 4.0, 4.0],
+        "roi_size": [32, 32, 32],
+        "sigma": 1.5,
+        "width": 8,
+        "device": "$torch.device('cpu')",
+    },
+}
