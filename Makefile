@@ -9,7 +9,7 @@ DATA ?=
 ARGS ?=
 BENCH_PAGE ?= $(if $(BENCH_ARGS),build,docs)/BENCHMARKS.md
 .DEFAULT_GOAL := help
-.PHONY: install demo reproduce test reliability lint bench sync-bundles package help
+.PHONY: install demo reproduce test test-all reliability lint bench sync-bundles package help
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -20,7 +20,7 @@ help:  ## list the targets
 	@echo
 	@echo 'PYTHON=python3.11   the interpreter of the virtual environment (3.11 or newer)'
 	@echo 'VENV=.venv          its folder'
-	@echo 'PYTEST_ARGS=...     arguments of make test, e.g. PYTEST_ARGS="tests/ops -x"'
+	@echo 'PYTEST_ARGS=...     arguments of make test and make test-all, e.g. PYTEST_ARGS="tests/ops -x"'
 	@echo 'BENCH_ARGS=...      arguments of make bench, e.g. BENCH_ARGS="-k scan"; its page is then build/BENCHMARKS.md'
 	@echo 'TABLE=, DATA=       of make reproduce: networks, mask_ratio, components, scan or pretraining; the folder of the data'
 	@echo 'ARGS=...            further options, e.g. ARGS="--jobs 2 --dry_run"; ARGS=--help lists them'
@@ -37,7 +37,10 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -c constraints.txt -e '.[dev]'
 	@touch $@
 
-test: $(STAMP)  ## run the tests
+test: $(STAMP)  ## run the tests that take minutes in all, of every behaviour one
+	$(BIN)/python -m pytest -m 'not slow' $(PYTEST_ARGS)
+
+test-all: $(STAMP)  ## run every test: also the slow ones
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 reliability: $(STAMP)  ## write docs/RELIABILITY.md from what the tests bring about

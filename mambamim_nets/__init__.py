@@ -7,21 +7,16 @@ synthetic data; neither is imported here.
 from mambamim_nets import masking, ops
 from mambamim_nets.checkpoint import LoadReport, load_encoder, load_weights
 from mambamim_nets.nets import (
-    MAE,
     HyMamba,
     HyMambaFeatures,
     HyMambaSeg,
-    MambaMIM,
     MambaUNETR,
-    MIMOutput,
     MMUNet,
-    ModelsGenesis,
     NNMambaClassifier,
     NNMambaSeg,
-    SimMIM,
     VisionMamba,
-    VoCo,
 )
+from mambamim_nets.pretraining import MAE, MambaMIM, MIMOutput, ModelsGenesis, SimMIM, VoCo
 
 __all__ = [
     "MAE",

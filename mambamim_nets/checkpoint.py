@@ -236,7 +236,8 @@ def _check_record(
 
 def _remedy(differing: Sequence[str], held: Mapping[str, Any], networks: Collection[str]) -> str:
     if any(key in _TASK for key in differing):
-        return "run the bundle and the --task of these weights"
+        own = f", with its configs/tasks/{held['task']}.json if it has one" if "task" in held else ""
+        return f"run the bundle of these weights{own}"
     first = differing[0]
     value = f'"{held[first]}"' if isinstance(held[first], list | dict) else str(held[first])
     if first == "architecture":

@@ -109,6 +109,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.rows = Rows.read(PAGE)  # type: ignore[attr-defined]
+    config.left_out = False  # type: ignore[attr-defined]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -148,12 +149,22 @@ def reliability(request) -> Callable[..., None]:
     return row
 
 
+def pytest_deselected(items: Sequence[pytest.Item]) -> None:
+    for item in items:
+        item.config.left_out = True  # type: ignore[attr-defined]
+
+
+def _everything_ran(config: pytest.Config) -> bool:
+    """Return whether every test of the repository ran: no other folder was named, and none was left out."""
+    tests = str(PAGE.parents[1] / "tests")
+    named = {os.path.abspath(config.invocation_params.dir / argument) for argument in config.args} != {tests}
+    left_out = config.left_out or config.getoption("ignore") or config.getoption("ignore_glob")  # type: ignore[attr-defined]
+    return not (named or left_out or config.getoption("collectonly"))
+
+
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     rows = session.config.rows  # type: ignore[attr-defined]
-    whole = not session.config.invocation_params.args or session.config.args in (
-        ["tests"],
-        [str(PAGE.parents[1] / "tests")],
-    )
+    whole = _everything_ran(session.config)
     if session.config.getoption("write_reliability"):
         if exitstatus in (0, 1):
             rows.write(PAGE, whole and exitstatus == 0)

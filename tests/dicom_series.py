@@ -1,6 +1,7 @@
 """Small DICOM series for tests, in several orientations, with or without preamble, and with what a test changes."""
 
 import numpy as np
+from pydicom import dcmread
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
@@ -72,3 +73,23 @@ def write_series(
             change(index, dataset)
         save(dataset, folder / f"s{number}_{names[index]}{suffix}", preamble, syntax)
     return uid
+
+
+def rebuilt(path, shape, affine) -> np.ndarray:
+    """Put every pixel of every frame of a DICOM-SEG into a grid, by its place in the world."""
+    seg = dcmread(path)
+    frames = seg.pixel_array.reshape(seg.NumberOfFrames, seg.Rows, seg.Columns)
+    shared = seg.SharedFunctionalGroupsSequence[0]
+    spacing = [float(value) for value in shared.PixelMeasuresSequence[0].PixelSpacing]
+    orientation = np.array(shared.PlaneOrientationSequence[0].ImageOrientationPatient, dtype=float)
+    to_voxel = np.linalg.inv(affine) @ np.diag([-1, -1, 1, 1])
+    out = np.zeros(shape, dtype="uint8")
+    for frame, groups in zip(frames, seg.PerFrameFunctionalGroupsSequence, strict=True):
+        row, column = np.nonzero(frame)
+        place = np.array(groups.PlanePositionSequence[0].ImagePositionPatient, dtype=float)[:, None]
+        place = place + orientation[:3, None] * column * spacing[1] + orientation[3:, None] * row * spacing[0]
+        voxel = to_voxel[:3, :3] @ place + to_voxel[:3, 3:]
+        np.testing.assert_allclose(voxel, voxel.round(), atol=0.02)
+        segment = groups if "SegmentIdentificationSequence" in groups else shared  # shared where there is one segment
+        out[tuple(voxel.round().astype(int))] = segment.SegmentIdentificationSequence[0].ReferencedSegmentNumber
+    return out

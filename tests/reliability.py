@@ -22,8 +22,10 @@ HEAD = """# What is refused, and what is warned of
 
 Every row was brought about by a test, which wrote what happened into this page: `make reliability`. The tests fail
 when a row no longer says what happens. *Refused* means that the exit status is not 0, that the words in the row are
-the last on the screen, and that nothing was written that looks finished; *warned* means that the run went on and said
-so in its log. Paths are shortened, and what differs from machine to machine is left out (…).
+the last on the screen, and that nothing was written that looks finished, but for a DICOM series whose DICOM-SEG alone
+is missing; *warned* means that the run went on and said so in its log. Paths are shortened, and what differs from
+machine to machine is left out (…). One end is not ours: a path into nothing, such as `--nothing#x 1`, is refused by
+MONAI with a traceback and `KeyError`, before anything of a bundle is read.
 """
 LONGEST = 400
 _PATH = re.compile(r"(?<![\w.])(?:~|/)[^\s'\",:;()\[\]]*/")

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mambamim_nets import HyMamba, HyMambaSeg, MambaMIM
-from mambamim_nets.bundle import trained_network
+from mambamim_nets.bundle.weights import trained_network
 from mambamim_nets.checkpoint import encoder_state, load_encoder, load_weights, read_record, read_state, stamped
 
 
@@ -212,7 +212,7 @@ def test_a_record_travels_in_the_file_and_changes_nothing_else(tmp_path, wrap):
     [
         ("architecture", "nnmamba", "leave the file of configs/networks, or --network_def, out"),
         ("size", "base", "give --size tiny"),
-        ("task", "AMOS22", "run the bundle and the --task of these weights"),
+        ("task", "AMOS22", "run the bundle of these weights, with its configs/tasks/BTCV.json if it has one"),
         ("spacing", [2, 2, 2], 'give --spacing "[4, 4, 4.0]"'),
         ("labels", ["liver"], "labels is ['spleen'] in the file and ['liver'] in this run"),
     ],

@@ -1,6 +1,7 @@
 """Fuzzing: whatever is in a header, an option or a configuration, a run is right or refused with a sentence.
 
-The draws are the same on every machine (``derandomize``), so a failure here can be repeated.
+The draws are the same on every machine (``derandomize``), so a failure here can be repeated. Each property is tried
+twice: on a few draws in every run, and on hundreds in a run of the slow tests.
 """
 
 import contextlib
@@ -27,6 +28,7 @@ from mambamim_nets.bundle import errors
 from mambamim_nets.bundle.options import OPTIONS
 
 HEADERS, RUNS, CONFIGURATIONS = 700, 300, 1000
+FEW = 10  # times fewer draws, where there is little time
 SHAPE = (20, 18, 16)
 FIELDS = {  # of NIfTI-1: how many numbers each holds
     "sizeof_hdr": 1,
@@ -120,11 +122,8 @@ def place(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("fuzz")
 
 
-@fuzz(HEADERS)
-@given(change=changes())
-@example(change=([("pixdim", 1, 0.0)], 1.0, False))
-@example(change=([("sform_code", 0, 0), ("qform_code", 0, 0)], 1.0, False))
-def test_a_scan_with_any_header_is_finite_or_refused(sound, place, change):
+def check_scan(sound, place, change):
+    """Assert that a scan with a changed header is read as finite voxels of a sane size, or refused with a sentence."""
     folder = place / "in"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
@@ -143,9 +142,23 @@ def test_a_scan_with_any_header_is_finite_or_refused(sound, place, change):
     assert (spacing >= 0.01 - 1e-6).all() and (spacing <= 50 + 1e-3).all(), spacing
 
 
-@fuzz(RUNS)
+@fuzz(HEADERS // FEW)
 @given(change=changes())
-def test_a_run_on_any_header_gives_a_label_map_or_a_sentence(sound, place, bundle_run, change):
+@example(change=([("pixdim", 1, 0.0)], 1.0, False))
+@example(change=([("sform_code", 0, 0), ("qform_code", 0, 0)], 1.0, False))
+def test_a_scan_with_one_of_some_headers_is_finite_or_refused(sound, place, change):
+    check_scan(sound, place, change)
+
+
+@pytest.mark.slow
+@fuzz(HEADERS)
+@given(change=changes())
+def test_a_scan_with_any_header_is_finite_or_refused(sound, place, change):
+    check_scan(sound, place, change)
+
+
+def check_run(sound, place, bundle_run, change):
+    """Assert that a run on a scan with a changed header writes a label map, or ends with a sentence and without one."""
     weights = place / "bright.pt"
     if not weights.is_file():
         torch.save(Bright().state_dict(), weights)
@@ -170,6 +183,19 @@ def test_a_run_on_any_header_gives_a_label_map_or_a_sentence(sound, place, bundl
     else:
         assert end.last.strip() and "Failed to evaluate" not in end.last and "Traceback" not in end.log, end.log[-3000:]
         assert not label_map.exists(), f"a refused run left a result: {change}\n{end.log[-2000:]}"
+
+
+@fuzz(RUNS // FEW)
+@given(change=changes())
+def test_a_run_on_one_of_some_headers_gives_a_label_map_or_a_sentence(sound, place, bundle_run, change):
+    check_run(sound, place, bundle_run, change)
+
+
+@pytest.mark.slow
+@fuzz(RUNS)
+@given(change=changes())
+def test_a_run_on_any_header_gives_a_label_map_or_a_sentence(sound, place, bundle_run, change):
+    check_run(sound, place, bundle_run, change)
 
 
 # --- options and configurations -------------------------------------------------------------------
@@ -202,9 +228,8 @@ def overrides(draw):
     return bundle, names, chosen
 
 
-@fuzz(CONFIGURATIONS)
-@given(drawn=overrides())
-def test_any_option_is_within_its_rule_or_refused_by_name(place, drawn):
+def check_options(place, drawn):
+    """Assert that a configuration takes drawn options, each within its rule, or refuses them by name."""
     bundle, names, options = drawn
     started: list[bool] = []
     files = [str(BUNDLES / bundle / "configs" / f"{name}.json") for name in names]
@@ -228,3 +253,16 @@ def test_any_option_is_within_its_rule_or_refused_by_name(place, drawn):
     for name in set(options) & set(OPTIONS):
         value, rule = workflow.parser.get_parsed_content(name), OPTIONS[name]
         assert (value is None and rule.null) or rule.convert(value) == value, f"{options}: --{name} {value!r}"
+
+
+@fuzz(CONFIGURATIONS // FEW)
+@given(drawn=overrides())
+def test_one_of_some_options_is_within_its_rule_or_refused_by_name(place, drawn):
+    check_options(place, drawn)
+
+
+@pytest.mark.slow
+@fuzz(CONFIGURATIONS)
+@given(drawn=overrides())
+def test_any_option_is_within_its_rule_or_refused_by_name(place, drawn):
+    check_options(place, drawn)

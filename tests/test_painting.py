@@ -6,7 +6,9 @@ import pytest
 from monai.data.utils import set_rnd
 
 from mambamim_nets import phantom
-from mambamim_nets.bundle import PaintedCrops, augmentations, painted
+from mambamim_nets.bundle.data import painted
+from mambamim_nets.bundle.data.painted import PaintedCrops
+from mambamim_nets.bundle.transforms.augmentation import augmentations
 from mambamim_nets.phantom.painting import NAMES, PRIOR, SHELLS, Anatomy, paint, read_anatomy
 from mambamim_nets.phantom.painting import with_surroundings as surrounded
 

@@ -1,13 +1,16 @@
-"""Files that are whole or not there, what a kill left of them, and one run at a time in a folder.
+"""Files that are whole or not there, what a kill left of them, one run at a time in a folder, and names of files.
 
 A file is written under a temporary name, ``.part-<host>-<process>-<name>``, flushed to the disk and then renamed. The
 name keeps the ending, which some writers go by, and says whose it is, so that the next run can tell what a kill left
 from what another process is just writing.
 """
 
+from __future__ import annotations
+
 import contextlib
 import csv
 import errno
+import json
 import logging
 import os
 import platform
@@ -17,9 +20,20 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["atomic_write", "only_run", "release", "remove_leftovers", "write_csv", "write_text"]
+__all__ = [
+    "atomic_write",
+    "only_run",
+    "read_json",
+    "release",
+    "remove_leftovers",
+    "some",
+    "stem",
+    "write_csv",
+    "write_text",
+]
 
 logger = logging.getLogger("mambamim_nets")
+NIFTI = (".nii.gz", ".nii")
 HOST = re.sub(r"\W", "_", platform.node()) or "host"
 _PART = re.compile(r"\.part-(?P<host>\w+)-(?P<process>\d+)-.+")
 _OF_IGNITE = re.compile(r"tmp[a-z0-9_]{8}")  # DiskSaver's temporary files of earlier versions
@@ -176,3 +190,25 @@ def release(folder: str | os.PathLike[str], work: str = "training") -> None:
     descriptor = _held.pop((Path(folder) / f".{work}.lock").resolve(), None)
     if descriptor is not None:
         os.close(descriptor)
+
+
+# --- names and JSON --------------------------------------------------------------------------------
+
+
+def read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+
+
+def stem(path: str | os.PathLike[str], endings: Sequence[str] = NIFTI) -> str:
+    name = os.path.basename(path)
+    for ending in endings:
+        if name.endswith(ending):
+            return name.removesuffix(ending)
+    return name
+
+
+def some(names: Sequence[str], most: int = 10) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

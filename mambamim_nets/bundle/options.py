@@ -16,7 +16,7 @@ import torch
 from monai.bundle import ConfigExpression, ConfigParser, ReferenceResolver
 
 from mambamim_nets.bundle.errors import first_line
-from mambamim_nets.bundle.headers import checked_axes
+from mambamim_nets.bundle.io.headers import checked_axes
 from mambamim_nets.bundle.option_kinds import (
     DetailError,
     Option,

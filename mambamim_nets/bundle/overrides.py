@@ -8,18 +8,21 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from pydoc import locate
 from typing import Any
 
 from monai.bundle import ConfigComponent, ConfigParser, ConfigWorkflow, ReferenceResolver
 
-from mambamim_nets.bundle.launch import dataset_folder, flag
-from mambamim_nets.bundle.transforms import augmentations
+from mambamim_nets.bundle.config import flag
+from mambamim_nets.bundle.data.datasets import dataset_folder
+from mambamim_nets.bundle.transforms.augmentation import augmentations
 
-__all__ = ["check_components", "check_names", "check_texts"]
+__all__ = ["check_components", "check_names", "check_task", "check_texts"]
 
 TRACKING = ("tracking_uri", "experiment_name", "run_name", "save_execute_config")  # options of MONAI's --tracking
 _SPECIAL = sorted(ConfigComponent.non_arg_keys)  # _target_, _disabled_, ...
+_OF_TASK = ("labels", "classes", "channels")  # what tells one task of a bundle from another
 # tables that are passed to a function
 _ARGUMENTS: dict[str, Callable[..., Any]] = {"augmentation": augmentations, "phantom": dataset_folder}
 
@@ -197,3 +200,51 @@ def check_texts(parser: ConfigParser, files: Sequence[str], given: Mapping[str, 
                         f"option --{key} {text!r} refers to {reference!r}, which no configuration has; give a value, or"
                         " the name of a key after '@'"
                     )
+
+
+def check_task(parser: ConfigParser, values: Mapping[str, Any]) -> None:
+    """Refuse a task's name that is not that of its labels: ``--task`` alone would change nothing but the record.
+
+    A bundle of several tasks has a configuration for each, ``configs/tasks/<task>.json``.
+
+    Args:
+        parser: of the merged configuration, options included.
+        values: the checked options.
+
+    Raises:
+        ValueError: that names the configuration to give.
+    """
+    task = values.get("task")
+    folder = Path(values.get("bundle_root", ""), "configs", "tasks")
+    overlays = {path.stem: path for path in sorted(folder.glob("*.json"))}
+    if task is None or not overlays:
+        return
+    here = {key: values[key] for key in _OF_TASK if key in values}
+    known = {name: _of_task(path, parser) for name, path in overlays.items()}
+    if task in known:
+        differing = [key for key, value in known[task].items() if value != here.get(key)]
+        if differing:
+            key = differing[0]
+            raise ValueError(
+                f"task {task!r} has the {key} {_listed(known[task][key])}, not {_listed(here.get(key))}; choose it by "
+                f"its configuration: --config_file \"[..., '{overlays[task]}']\", right after train.json or "
+                "inference.json; a task of your own needs another name"
+            )
+        return
+    for name, said in known.items():
+        if all(here.get(key) == value for key, value in said.items()):
+            raise ValueError(
+                f"task {task!r} is unknown, and this configuration is that of {name!r}; choose one of {sorted(known)} "
+                f"by its configuration, e.g. --config_file \"[..., '{overlays[name]}']\", or write one like it"
+            )
+
+
+def _of_task(path: Path, parser: ConfigParser) -> dict[str, Any]:
+    """Return what a task's configuration says of its channels, labels or classes, evaluated."""
+    content = ConfigParser.load_config_file(path)
+    alone = ConfigParser({key: content[key] for key in _OF_TASK if key in content} | {"imports": parser["imports"]})
+    return {key: alone.get_parsed_content(key) for key in _OF_TASK if key in content}
+
+
+def _listed(value: Any) -> list[Any]:
+    return list(value.values() if isinstance(value, Mapping) else value or [])

@@ -11,9 +11,9 @@ from typing import Any
 from monai.bundle import ConfigWorkflow
 
 from mambamim_nets.bundle import errors, stops
-from mambamim_nets.bundle.launch import callers
+from mambamim_nets.bundle.config import callers
 from mambamim_nets.bundle.options import check_options
-from mambamim_nets.bundle.overrides import check_components, check_names, check_texts
+from mambamim_nets.bundle.overrides import check_components, check_names, check_task, check_texts
 
 __all__ = ["check_folder", "start_run"]
 
@@ -48,6 +48,7 @@ def start_run() -> None:
     check_texts(parser, files, given)
     check_components(parser, given)
     values = check_options(parser, given)
+    check_task(parser, values)
     for option in FOLDERS:
         if option in values:
             check_folder(values[option], option)

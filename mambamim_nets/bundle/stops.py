@@ -18,7 +18,7 @@ from typing import Any
 
 from monai.bundle import ConfigParser
 
-from mambamim_nets.bundle.checkpoints import LAST
+from mambamim_nets.bundle.checkpoint_files import LAST
 from mambamim_nets.bundle.errors import is_bundle_program
 
 __all__ = ["install", "last_line"]

@@ -1,15 +1,30 @@
-"""What a run says of the weights that it writes and of those that it starts from."""
+"""Weights: what a run starts from, what it ships, and what it says of those that it writes."""
 
+from __future__ import annotations
+
+import logging
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from monai.transforms import Compose, Spacingd
 from torch import nn
 
+from mambamim_nets.bundle.config import bundle_root
+from mambamim_nets.checkpoint import load_encoder, load_weights
 from mambamim_nets.records import network_record
 
-__all__ = ["other_pretraining", "record", "spacing_of"]
+__all__ = [
+    "other_pretraining",
+    "record",
+    "shipped_weights",
+    "spacing_of",
+    "start_classifier",
+    "start_network",
+    "trained_network",
+]
 
+logger = logging.getLogger("mambamim_nets")
 _OF_PRETRAINING = ("spacing", "intensity", "intensity_range", "roi_size")  # what features were learnt at
 
 
@@ -44,3 +59,90 @@ def other_pretraining(held: Mapping[str, Any], run: Mapping[str, Any], roi_size:
     here = {**run, "roi_size": None if roi_size is None else list(roi_size)}
     differing = [key for key in _OF_PRETRAINING if key in held and here.get(key) is not None and held[key] != here[key]]
     return ", ".join(f"{key} {held[key]} (here {here[key]})" for key in differing)
+
+
+def start_network(
+    network: nn.Module,
+    pretrained: str | None,
+    adapt_input: bool = False,
+    record: Mapping[str, Any] | None = None,
+    roi_size: Sequence[int] | None = None,
+) -> nn.Module:
+    """Return a network ready for training; the log says how it starts.
+
+    From scratch, or from ``pretrained``: its encoder, or where a network has no part of that name all its weights.
+    Where these were trained at another spacing, intensity or crop, a warning says so.
+
+    Args:
+        network, pretrained, adapt_input: as in ``load_encoder``.
+        record: what the run's own weights will be.
+        roi_size: the run's crops, in voxels.
+    """
+    if not pretrained:
+        logger.info("starting weights: none, training from scratch")
+        return network
+    if hasattr(network, "encoder"):
+        report = load_encoder(network, pretrained, adapt_input)
+        logger.info("starting weights: encoder, %s", report)
+    else:
+        report = load_weights(network, pretrained, network_record(network), _networks())
+        logger.info("starting weights: %s", report)
+    if differing := other_pretraining(report.record, record or {}, roi_size):
+        logger.warning("%s was trained at other values than this run: %s", pretrained, differing)
+    return network
+
+
+def _networks() -> set[str]:
+    """Return the names of the networks that the bundle being run has files for."""
+    return {path.stem for path in Path(bundle_root(), "configs", "networks").glob("*.json")}
+
+
+def trained_network(network: nn.Module, checkpoint: str, record: Mapping[str, Any] | None = None) -> nn.Module:
+    """Return a network with all its weights from ``checkpoint``, in evaluation mode; never with random ones.
+
+    Args:
+        network, checkpoint, record: as in ``load_weights``.
+
+    Raises:
+        FileNotFoundError, ValueError: as ``load_weights``.
+    """
+    report = load_weights(network, checkpoint, record, _networks())
+    logger.info("weights: %s", report)
+    if record and not report.record:
+        logger.warning("%s does not say what its weights are: task and spacing are taken on trust", checkpoint)
+    note = Path(checkpoint).with_suffix(".txt")
+    if note.is_file():
+        logger.warning(note.read_text().strip())
+    return network.eval()
+
+
+def shipped_weights(bundle_root: str, weights: str | None) -> str:
+    """Return the path of the weights that the bundle ships for a task.
+
+    Raises:
+        ValueError: if it ships none for this task.
+    """
+    if not weights:
+        raise ValueError(
+            "this bundle ships no weights for this task; train first, then give --checkpoint path/to/model_best.pt"
+        )
+    return str(Path(bundle_root, weights))
+
+
+def start_classifier(network: nn.Module, pretrained: str | None, record: Mapping[str, Any]) -> nn.Module:
+    """Return a network ready for training: all of it from ``pretrained``, or from scratch; the log says which.
+
+    Args:
+        network: as defined.
+        pretrained: path of weights of any task of this network, or None.
+        record: what the run's own weights will be; all but task and classes must be true of ``pretrained``.
+
+    Raises:
+        FileNotFoundError, ValueError: as ``load_weights``.
+    """
+    if pretrained:
+        wanted = {key: value for key, value in record.items() if key not in ("task", "classes")}
+        logger.info("starting weights: the whole network, %s", load_weights(network, pretrained, wanted))
+    else:
+        logger.info("starting weights: none, training from scratch")
+    return network

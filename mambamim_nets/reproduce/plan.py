@@ -226,7 +226,8 @@ def _check_configs(rows: Sequence[Mapping[str, Any]], budget: Budget) -> None:
 
 def _image_list(budget: Budget, fold: int | str) -> str:
     """Return a fold's training images as a Decathlon-style list: what pre-training sees, without labels."""
-    from mambamim_nets.bundle import fold_cases, labelled_cases  # the bundles' own folds, only read here
+    from mambamim_nets.bundle.data.datasets import fold_cases  # the bundles' own folds, only read here
+    from mambamim_nets.bundle.data.labelled import labelled_cases
 
     published = str(budget.bundles / budget.bundle / "configs" / "folds.json")
     fold_file = str(budget.fold_file) if budget.fold_file else None
@@ -277,8 +278,9 @@ def _finetuning(part: Mapping[str, Any], budget: Budget, fold: int | str, seed: 
     name = f"finetune/{network}_from_{origin}_fold{fold}_seed{seed}"
     folder = budget.output / name
     options: dict[str, Any] = {"dataset_dir": str(budget.data)}
-    if (budget.bundles / budget.bundle / "configs" / "tasks.json").is_file():
-        options["task"] = budget.task
+    task = budget.bundles / budget.bundle / "configs" / "tasks" / f"{budget.task}.json"
+    if task.is_file():
+        configs = [configs[0], task, *configs[1:]]
     if budget.fold_file:
         options["fold_file"] = str(budget.fold_file)
     options |= {"size": budget.size, "fold": fold, "seed": seed}

@@ -12,8 +12,7 @@ import torch
 from monai.inferers import SimpleInferer
 
 from mambamim_nets import HyMambaSeg
-from mambamim_nets.bundle import AutocastInferer
-from mambamim_nets.bundle.inferers import _Windows
+from mambamim_nets.bundle.inference.inferers import AutocastInferer, _Windows
 
 ROUNDS = 11
 

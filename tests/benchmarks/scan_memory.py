@@ -24,7 +24,7 @@ from monai.inferers import SlidingWindowInfererAdapt
 from monai.transforms import Compose, EnsureTyped, Orientationd, Spacingd
 
 from mambamim_nets import bundle as mb
-from mambamim_nets.bundle.headers import read_header
+from mambamim_nets.bundle.io.headers import read_header
 
 
 class Repeat(torch.nn.Module):

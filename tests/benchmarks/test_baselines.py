@@ -4,14 +4,7 @@ import copy
 
 import pytest
 import torch
-from baselines import (
-    dense_masked_cnn,
-    dense_masked_mim,
-    looped_toki,
-    parallel_recurrence,
-    reference_recurrence,
-    scan,
-)
+from baselines import dense_masked_cnn, dense_masked_mim, looped_toki, parallel_recurrence, reference_recurrence, scan
 from torch.testing import assert_close
 
 from mambamim_nets import HyMamba, MambaMIM
@@ -113,6 +106,7 @@ def test_scans_equal_selective_scan(recurrence, length):
         assert_close(one, other, rtol=1e-8, atol=1e-8)
 
 
+@pytest.mark.slow
 def test_float32_gradients_of_the_step_are_those_of_its_definition_in_float64():
     """Kinks of ReLU and max-pool move single values by per cents, dense-masked ones too; a wrong path moves all."""
     torch.manual_seed(3)

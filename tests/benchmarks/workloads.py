@@ -19,7 +19,7 @@ from monai.networks.nets import UNETR, DynUNet, MedNeXtB, SwinUNETR
 from torch import Tensor, nn
 
 from mambamim_nets import HyMamba, HyMambaSeg, MambaMIM
-from mambamim_nets.bundle import checkpoint_activations, reuse_memory
+from mambamim_nets.bundle.runtime import checkpoint_activations, reuse_memory
 from mambamim_nets.masking import random_visible
 from mambamim_nets.ops import selective_scan, toki
 

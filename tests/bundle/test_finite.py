@@ -11,7 +11,9 @@ import pytest
 import torch
 
 from mambamim_nets import HyMamba, HyMambaSeg, NNMambaClassifier, NNMambaSeg, phantom
-from mambamim_nets.bundle import inferers, targets
+from mambamim_nets.bundle.handlers.training import ClipGradients, StopOnNan
+from mambamim_nets.bundle.inference import inferers
+from mambamim_nets.bundle.transforms.labels import RestoreLabelsd
 from mambamim_nets.checkpoint import load_encoder, load_weights, non_finite
 
 SHAPE = (40, 36, 33)
@@ -200,7 +202,7 @@ FAILURES = {
             " 64000000000 bytes."
         ),
     ),
-    "memory that runs out in the postprocessing": (targets.RestoreLabelsd, "__call__", MemoryError()),
+    "memory that runs out in the postprocessing": (RestoreLabelsd, "__call__", MemoryError()),
     "an error inside the network": (inferers._Windows, "__call__", KeyError("block")),
 }
 
@@ -242,7 +244,7 @@ def weights_of(folder: Path) -> str:
 
 
 def test_a_failure_in_evaluation_is_named(monkeypatch, data, bundle_run, reliability, tmp_path):
-    failing(monkeypatch, targets.RestoreLabelsd, "__call__", MemoryError())
+    failing(monkeypatch, RestoreLabelsd, "__call__", MemoryError())
     end = bundle_run("msd_seg", ["train", "evaluate"], dataset_dir=str(data), checkpoint=weights_of(tmp_path))
     assert end.last.startswith("case ") and not list(tmp_path.rglob("metrics*.csv"))
     reliability("Inference", "memory that runs out in evaluation", end)
@@ -275,19 +277,18 @@ def test_intensities_that_overflow_in_training(cache, own, bundle_run, tmp_path)
 
 def test_weights_that_become_infinite_are_not_saved(monkeypatch, data, bundle_run, reliability, tmp_path):
     """The loss is finite in every step, and the last step of the second epoch spoils the weights."""
-    from mambamim_nets.bundle import handlers
 
     bundle_run("msd_seg", dataset_dir=str(data), max_epochs=1, val_interval=1)
     before = {path.name: path.read_bytes() for path in (tmp_path / "out").glob("*.pt")}
     assert set(before) == {"checkpoint_last.pt", "model_best.pt"}
-    original = handlers.ClipGradients.__call__
+    original = ClipGradients.__call__
 
     def spoil(self, engine):
         original(self, engine)
         next(iter(self.network.parameters())).grad.fill_(float("inf"))
 
-    monkeypatch.setattr(handlers.ClipGradients, "__call__", spoil)
-    monkeypatch.setattr(handlers.StopOnNan, "__call__", lambda self, engine: None)
+    monkeypatch.setattr(ClipGradients, "__call__", spoil)
+    monkeypatch.setattr(StopOnNan, "__call__", lambda self, engine: None)
     end = bundle_run("msd_seg", dataset_dir=str(data), max_epochs=2, val_interval=5)
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").glob("*.pt")} == before
     reliability("Training runs", "weights that become NaN in the last step of an epoch", end)

@@ -12,11 +12,11 @@ from mambamim_nets.bundle.options import OPTIONS, check_options, rounded_up
 
 BUNDLES = Path(__file__).parents[2] / "bundles"
 SEGMENTATION = sorted(folder.name for folder in BUNDLES.glob("*_seg"))
-NO_CONFIG = {"metadata.json", "tasks.json", "folds.json"}
+NO_CONFIG = {"metadata.json", "folds.json"}
 # what configurations compute, build or run
 NOT_AN_OPTION = {
     *("anatomy", "augmentation", "cases", "datalist", "filters", "finalize", "handlers", "imports"),
-    *("initial_network", "initialize", "loss", "network", "run", "spec"),
+    *("initial_network", "initialize", "loss", "network", "run"),
 }
 
 
@@ -304,18 +304,18 @@ def test_none_on_the_command_line_means_null_and_a_record_may_be_null(tmp_path):
     assert parser.get_parsed_content("record") is None
 
 
-TASKS = {task: spec for task, spec in json.loads((BUNDLES / "msd_seg/configs/tasks.json").read_text()).items()}
+TASKS = sorted(file.stem for file in (BUNDLES / "msd_seg/configs/tasks").glob("*.json"))
 NETWORKS = sorted(file.stem for file in (BUNDLES / "btcv_seg/configs/networks").glob("*.json"))
 
 
 @pytest.mark.parametrize("size", ["tiny", "base"])
 @pytest.mark.parametrize("network", NETWORKS)
 def test_the_windows_of_every_bundle_fit_every_network(network, size):
-    for bundle, task in [
-        *((name, None) for name in SEGMENTATION if name != "msd_seg"),
-        *(("msd_seg", t) for t in TASKS),
+    for bundle, *task in [
+        *((name,) for name in SEGMENTATION if name != "msd_seg"),
+        *(("msd_seg", f"tasks/{task}") for task in TASKS),
     ]:
-        parser = parser_of(bundle, "train", f"networks/{network}", size=size, **({"task": task} if task else {}))
+        parser = parser_of(bundle, "train", *task, f"networks/{network}", size=size)
         sides, multiple = parser.get_parsed_content("roi_size"), parser.get_parsed_content("side_multiple")
         assert sides == rounded_up(sides, multiple)
         assert max(sides) <= 128

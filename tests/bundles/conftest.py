@@ -1,6 +1,5 @@
 """Small data and two ways to run a bundle: in this process, and through the command line."""
 
-import os
 import shutil
 import subprocess
 import sys
@@ -10,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import environment
 from monai.bundle import ConfigWorkflow
 from small import SMALL
 
@@ -18,10 +18,6 @@ from mambamim_nets import HyMambaSeg, phantom
 BUNDLES = Path(__file__).parents[2] / "bundles"
 KINDS = {"btcv_seg": "abdomen", "amos_seg": "amos", "brats_seg": "brain", "ctorg_seg": "ctorg", "kits23_seg": "kits"}
 KINDS |= {"fetal_landmarks": "fetal"}
-
-
-def environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
 
 
 @pytest.fixture(scope="session")

@@ -1,10 +1,10 @@
 """Each bundle, copied alone to another folder, does all its work through the command line."""
 
-import csv
-
 import nibabel as nib
 import numpy as np
+import pytest
 import torch
+from helpers import table
 
 PHANTOM = "{'kind': 'hippocampus', 'cases': 6}"
 SEG = ("--roi_size", "[32,32,32]", "--device", "$torch.device('cpu')")
@@ -15,6 +15,7 @@ TINY_PRETRAINING = (
 )
 
 
+@pytest.mark.slow
 def test_pretraining_then_segmentation_of_the_copied_bundles(bundle, command, tmp_path):
     pretrain, segment = bundle("pretrain"), bundle("msd_seg")
     output = command(pretrain / "configs/train.json", *TINY_PRETRAINING, cwd=tmp_path)
@@ -37,8 +38,7 @@ def test_pretraining_then_segmentation_of_the_copied_bundles(bundle, command, tm
     configs = [segment / "configs/train.json", segment / "configs/evaluate.json"]
     output = command(configs, "--phantom", PHANTOM, *SEG, cwd=tmp_path)
     assert f"tensors from {run / 'model_best.pt'}" in output
-    with (run / "eval" / "metrics.csv").open() as file:
-        rows = list(csv.DictReader(file))
+    rows = table(run / "eval" / "metrics.csv")
     assert len(rows) == 4 and {row["name"] for row in rows} == {"anterior", "posterior"}
     assert all(0 <= float(row["dice"]) <= 1 for row in rows)
     assert "| anterior |" in (run / "eval" / "summary.md").read_text()

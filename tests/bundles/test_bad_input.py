@@ -10,11 +10,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from helpers import finished, message_of
 
 from mambamim_nets import HyMamba, HyMambaSeg
 from mambamim_nets import bundle as mb
-
-BUNDLES = Path(__file__).parents[2] / "bundles"
 
 
 def rewrite(path, change):
@@ -63,18 +62,6 @@ def broken(data, tmp_path):
     return make
 
 
-def causes(error):
-    while error is not None:
-        yield str(error)
-        error = error.__cause__
-
-
-def message_of(workflow, *args, **options):
-    with pytest.raises(Exception) as caught:
-        workflow(*args, **options).run()
-    return " | ".join(causes(caught.value))
-
-
 @pytest.mark.parametrize("kind", BREAKS)
 def test_a_broken_case_ends_training_before_it_starts(workflow, broken, tmp_path, kind):
     folder, (file,) = broken(kind)
@@ -84,13 +71,13 @@ def test_a_broken_case_ends_training_before_it_starts(workflow, broken, tmp_path
     assert not list((tmp_path / "run").glob("*.pt"))
 
 
-def test_the_command_line_names_every_broken_case_at_once(command, broken, tmp_path):
+def test_a_run_names_every_broken_case_at_once(bundle_run, broken, tmp_path):
     folder, files = broken("truncated gzip", "NaN", "label value")
-    options = ("--dataset_dir", str(folder), "--output_dir", str(tmp_path / "run"))
-    output = command(BUNDLES / "msd_seg/configs/train.json", *options, cwd=tmp_path, fails=True)
-    assert "3 problems in 3 of 6 cases" in output
+    outcome = bundle_run("msd_seg", dataset_dir=str(folder), output_dir=str(tmp_path / "run"))
+    assert outcome.status == 1
+    assert "3 problems in 3 of 6 cases" in outcome.log
     for kind, file in zip(("truncated gzip", "NaN", "label value"), files, strict=True):
-        assert any(file.name in line and BREAKS[kind][2] in line for line in output.splitlines()), kind
+        assert any(file.name in line and BREAKS[kind][2] in line for line in outcome.lines), kind
     assert not list((tmp_path / "run").glob("*.pt"))
 
 
@@ -99,8 +86,7 @@ def test_pretraining_leaves_broken_scans_out_by_name_and_goes_on(workflow, broke
     folder, files = broken(*kinds)
     with caplog.at_level(logging.WARNING, "mambamim_nets"):
         made = workflow("pretrain", sources=[str(folder)], output_dir=str(tmp_path / "run"), max_epochs=1)
-        made.run()
-        made.finalize()
+        finished(made)
     assert "4 of 8 images left out" in caplog.text
     for kind, file in zip(kinds, files, strict=True):
         assert any(file.name in line and BREAKS[kind][2] in line for line in caplog.text.splitlines()), kind
@@ -141,14 +127,15 @@ def test_a_wrong_number_of_channels(data, tmp_path):
 
 def test_an_unknown_task_lists_the_tasks(workflow, tmp_path):
     message = message_of(workflow, "msd_seg", task="Task99_Nose", output_dir=str(tmp_path / "run"))
-    assert "task 'Task99_Nose' is unknown; --task must be one of ['Task04_Hippocampus', 'Task07_Pancreas'" in message
+    assert "task 'Task99_Nose' is unknown" in message
+    assert "choose one of ['Task04_Hippocampus', 'Task07_Pancreas'" in message
 
 
-def test_a_task_without_shipped_weights_refuses_inference(command, data, tmp_path):
-    options = ("--task", "Task09_Spleen", "--input", str(data / "imagesTs"), "--output_dir", str(tmp_path / "results"))
-    output = command(BUNDLES / "msd_seg/configs/inference.json", *options, cwd=tmp_path, fails=True)
-    assert "ships no weights for this task; train first, then give --checkpoint path/to/model_best.pt" in output
-    assert not list((tmp_path).rglob("*.nii.gz"))
+def test_a_task_without_shipped_weights_refuses_inference(bundle_run, data, tmp_path):
+    outcome = bundle_run("msd_seg", ["inference", "tasks/Task09_Spleen"], input=str(data / "imagesTs"))
+    assert outcome.status == 1
+    assert "ships no weights for this task; train first, then give --checkpoint path/to/model_best.pt" in outcome.last
+    assert not list(tmp_path.rglob("*.nii.gz"))
 
 
 def save(path, network):

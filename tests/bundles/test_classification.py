@@ -1,9 +1,7 @@
 """The classification bundle trains, evaluates and decides; thresholds come from validation and travel with weights."""
 
-import csv
 import json
 import logging
-import os
 import shutil
 import subprocess
 import sys
@@ -14,11 +12,12 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from helpers import environment, finished, message_of, table
 from ignite.engine import Events
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
 from mambamim_nets import phantom
-from mambamim_nets.bundle.scores import measures, youden
+from mambamim_nets.bundle.metrics.classification import measures, youden
 
 BUNDLE = Path(__file__).parents[2] / "bundles" / "brain_cls"
 SMALL = ("--width", "4", "--spacing", "[5,5,5]", "--input_size", "[34,40,34]", "--device", "$torch.device('cpu')")
@@ -44,17 +43,6 @@ class Done(NamedTuple):
     @property
     def weights(self) -> str:
         return str(self.run / "model_best.pt")
-
-
-def finished(made):
-    made.run()
-    made.finalize()
-    return made
-
-
-def table(path):
-    with path.open() as file:
-        return list(csv.DictReader(file))
 
 
 @pytest.fixture(scope="module")
@@ -174,9 +162,10 @@ def test_an_interrupted_run_ends_bit_exactly_where_an_uninterrupted_one_does(wor
 
 
 def test_smci_pmci_starts_from_the_weights_of_nc_ad(workflow, done, tmp_path, caplog):
-    options = {"dataset_dir": str(done.data), "output_dir": str(tmp_path / "run"), "task": "smci_pmci"}
+    options = {"dataset_dir": str(done.data), "output_dir": str(tmp_path / "run")}
     with caplog.at_level(logging.INFO, "mambamim_nets"):
-        finished(workflow("brain_cls", max_epochs=1, pretrained=done.weights, **options))
+        configs = ["train", "tasks/smci_pmci"]
+        finished(workflow("brain_cls", configs, max_epochs=1, pretrained=done.weights, **options))
     tensors = len(torch.load(done.weights, weights_only=True))
     assert f"starting weights: the whole network, {tensors} tensors from {done.weights}" in caplog.text
     assert "left out, of no class of this task: 6 AD, 6 NC" in caplog.text
@@ -187,26 +176,16 @@ def test_smci_pmci_starts_from_the_weights_of_nc_ad(workflow, done, tmp_path, ca
         "ships no weights for this task; train first": {},
     }
     for message, given in refused.items():
-        settings = {"input": str(done.data / "imagesTs"), "output_dir": str(tmp_path / "out"), "task": "smci_pmci"}
-        assert message in message_of(workflow, ["inference"], **settings, **given)
+        settings = {"input": str(done.data / "imagesTs"), "output_dir": str(tmp_path / "out")}
+        assert message in message_of(workflow, "brain_cls", ["inference", "tasks/smci_pmci"], **settings, **given)
     assert not (tmp_path / "out").exists()
-
-
-def message_of(workflow, configs, **options):
-    with pytest.raises(Exception) as caught:
-        workflow("brain_cls", configs, **options).run()
-    error, lines = caught.value, []
-    while error is not None:
-        lines.append(str(error))
-        error = error.__cause__
-    return " | ".join(lines)
 
 
 def test_what_does_not_fit_is_refused_before_anything_is_written(workflow, done, tmp_path):
     alone = shutil.copy(done.weights, tmp_path / "alone.pt")
     train, infer = {"dataset_dir": str(done.data)}, {"input": str(done.data / "imagesTs")}
     refused = [
-        (["train"], {**train, "task": "ad_ftd"}, "task 'ad_ftd' is unknown; --task must be one of ['nc_ad', 'smci"),
+        (["train"], {**train, "task": "ad_ftd"}, "task 'ad_ftd' is unknown, and this configuration is"),
         (["train"], {**train, "seq_head": "lstm"}, "option --seq_head 'lstm' must be one of none, mamba"),
         (
             ["train"],
@@ -227,10 +206,11 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(workflow, done,
         ),
     ]
     for configs, options, message in refused:
-        assert message in message_of(workflow, configs, output_dir=str(tmp_path / "out"), **options)
+        assert message in message_of(workflow, "brain_cls", configs, output_dir=str(tmp_path / "out"), **options)
     assert not list((tmp_path / "out").glob("*.pt")) and not (tmp_path / "out" / "predictions.csv").exists()
 
 
+@pytest.mark.slow
 def test_two_processes_train_and_evaluate_as_one_does(done, tmp_path):
     def configs(*names):
         return [str(BUNDLE / "configs" / f"{name}.json") for name in names]
@@ -242,8 +222,8 @@ def test_two_processes_train_and_evaluate_as_one_does(done, tmp_path):
         {"config_file": configs("train", "evaluate", "multi_gpu_evaluate"), **evaluate},
     ]
     (tmp_path / "runs.py").write_text(SEVERAL_RUNS)
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "CUDA_VISIBLE_DEVICES": ""}
     line = [*LAUNCH, str(tmp_path / "runs.py"), json.dumps(runs)]
+    env = environment(CUDA_VISIBLE_DEVICES="")
     ended = subprocess.run(line, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=600)
     output = ended.stdout + ended.stderr
     assert ended.returncode == 0, output[-8000:]
@@ -259,6 +239,7 @@ def test_two_processes_train_and_evaluate_as_one_does(done, tmp_path):
     assert (tmp_path / "eval" / "summary.csv").read_text() == (done.run / "eval" / "summary.csv").read_text()
 
 
+@pytest.mark.slow
 def test_the_bundle_alone_in_another_folder(bundle, command, done, tmp_path):
     root = bundle("brain_cls")
     options = ("--dataset_dir", str(done.data), "--max_epochs", "1", *SMALL)

@@ -7,6 +7,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from helpers import finished
 from torch._dynamo import OptimizedModule
 
 from mambamim_nets import HyMamba, HyMambaSeg
@@ -20,12 +21,12 @@ def uncompiled():
 
 def run(workflow, name, configs, engine, **options):
     made = workflow(name, configs, **options)
-    made.run()
-    made.finalize()
+    finished(made)
     network = made.parser.get_parsed_content(engine).network
     assert isinstance(network, OptimizedModule) is (options["compile"] == "true")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Will convert to PyTorch Tensor if using compile")
 def test_a_compiled_run_resumes_uncompiled_and_segments_compiled(workflow, data, tmp_path):
     options = {"dataset_dir": str(data), "output_dir": str(tmp_path / "run"), "val_interval": 1}

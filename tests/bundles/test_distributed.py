@@ -1,14 +1,13 @@
 """Two processes on the CPU: the same numbers as one, and every run ends."""
 
-import csv
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from helpers import environment, finished, table
 from monai.bundle import ConfigParser
 
 from mambamim_nets import HyMambaSeg
@@ -33,20 +32,20 @@ def files(name, *configs):
 
 
 def launch(*arguments, cwd):
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "CUDA_VISIBLE_DEVICES": ""}
+    env = environment(CUDA_VISIBLE_DEVICES="")
     done = subprocess.run([*LAUNCH, *arguments], cwd=cwd, env=env, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, (done.stdout + done.stderr)[-12000:]
     return done.stdout + done.stderr
 
 
 def metrics(folder):
-    with (folder / "metrics.csv").open() as file:
-        return {
-            (row["case"], row["name"]): [float(row[key]) for key in ("dice", "hd95_mm", "surface_dice")]
-            for row in csv.DictReader(file)
-        }
+    return {
+        (row["case"], row["name"]): [float(row[key]) for key in ("dice", "hd95_mm", "surface_dice")]
+        for row in table(folder / "metrics.csv")
+    }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "rows"), [("msd_seg", 5 * 2), ("brats_seg", 4 * 3)])
 def test_two_processes_evaluate_as_one_does(workflow, data_of, small, tmp_path, name, rows):
     torch.manual_seed(0)
@@ -57,8 +56,7 @@ def test_two_processes_evaluate_as_one_does(workflow, data_of, small, tmp_path, 
         **{"fold": 1, "part": "train", "pictures": 3, "output_dir": str(tmp_path / "run")},
     }
     alone = workflow(name, ["train", "evaluate"], eval_dir=str(tmp_path / "one"), **options)
-    alone.run()
-    alone.finalize()
+    finished(alone)
     options |= {key: value for key, value in small[name].items() if key in ("roi_size", "spacing")}
     line = [f"--{key}={value}" for key, value in {**options, "eval_dir": tmp_path / "two"}.items()]
     configs = str(files(name, "train", "evaluate", "multi_gpu_evaluate"))
@@ -121,6 +119,7 @@ dist.destroy_process_group()
 """
 
 
+@pytest.mark.slow
 def test_processes_that_share_no_disk_resume_what_rank_0_has(tmp_path, reliability):
     (tmp_path / "script.py").write_text(APART)
     launch(str(tmp_path / "script.py"), str(tmp_path), cwd=tmp_path)
@@ -137,6 +136,7 @@ def test_processes_that_share_no_disk_resume_what_rank_0_has(tmp_path, reliabili
     reliability(area, "a damaged checkpoint, in a process that has none", ValueError(second["damaged"]), hide=hide)
 
 
+@pytest.mark.slow
 def test_training_and_pretraining_run_and_resume_on_two_processes(data, tmp_path):
     small = {"roi_size": [32, 32, 32], "batch_size": 2}
     segment = {**small, "dataset_dir": str(data), "val_interval": 1, "output_dir": str(tmp_path / "segment")}

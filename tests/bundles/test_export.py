@@ -1,7 +1,6 @@
 """The shipped network leaves its bundle through the command line as TorchScript and as ONNX, and computes the same."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +8,7 @@ from pathlib import Path
 import onnxruntime
 import pytest
 import torch
+from helpers import environment
 from torch.testing import assert_close
 
 from mambamim_nets import HyMambaSeg
@@ -16,6 +16,8 @@ from mambamim_nets import HyMambaSeg
 BUNDLE = Path(__file__).parents[2] / "bundles" / "msd_seg"
 WEIGHTS = BUNDLE / "models" / "model.pt"
 SHAPE = (1, 1, 32, 48, 32)
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +33,7 @@ def export(verb, path, *options):
     files = ("--ckpt_file", WEIGHTS, "--meta_file", BUNDLE / "configs/metadata.json")
     files = (*files, "--config_file", BUNDLE / "configs/inference.json", "--filepath", path)
     line = [sys.executable, "-m", "monai.bundle", verb, "--net_id", "network_def", *map(str, files), *options]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    done = subprocess.run(line, cwd=path.parent, env=environment, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(line, cwd=path.parent, env=environment(), capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
 
 

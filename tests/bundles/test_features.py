@@ -8,8 +8,6 @@ from torch.testing import assert_close
 
 from mambamim_nets import HyMamba, HyMambaFeatures
 
-SMALL = ("--roi_size", "[32,32,32]", "--device", "$torch.device('cpu')")
-
 
 @pytest.fixture(scope="module")
 def encoder():
@@ -32,9 +30,8 @@ def world(affine: np.ndarray, index: tuple) -> np.ndarray:
     return affine[:3, :3] @ index + affine[:3, 3]
 
 
-def test_features_of_a_folder_lie_where_the_scan_is(encoder, command, bundle, tmp_path):
+def test_features_of_a_folder_lie_where_the_scan_is(encoder, bundle_run, tmp_path):
     """One bright block in a dark scan with flipped axes; its features are those of the block alone."""
-    root = bundle("pretrain")
     torch.save(encoder.state_dict(), tmp_path / "encoder.pt")
     rng = np.random.default_rng(0)
     affine = np.diag([-1.0, 1.0, 1.0, 1.0])
@@ -47,10 +44,10 @@ def test_features_of_a_folder_lie_where_the_scan_is(encoder, command, bundle, tm
     odd[20:45] = 0
     nib.save(nib.Nifti1Image(odd, affine), tmp_path / "scans" / "two.nii.gz")
 
-    options = ("--input", "scans", "--output_dir", "out", "--checkpoint", "encoder.pt", *SMALL)
-    options = (*options, "--intensity", "ct", "--intensity_range", "[0,2]")
-    output = command(root / "configs" / "inference.json", *options, cwd=tmp_path)
-    assert "tensors from encoder.pt" in output
+    options = {"input": str(tmp_path / "scans"), "checkpoint": str(tmp_path / "encoder.pt")}
+    outcome = bundle_run("pretrain", "inference", **options, intensity="ct", intensity_range=[0, 2])
+    assert outcome.status == 0, outcome.log[-4000:]
+    assert f"tensors from {tmp_path / 'encoder.pt'}" in outcome.log
     made = sorted(path.name for path in (tmp_path / "out").iterdir() if path.name[0] != ".")
     assert made == ["features.csv", "one_features.npz", "two_features.npz"]
 

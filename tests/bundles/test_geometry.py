@@ -5,6 +5,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from helpers import finished
 
 from mambamim_nets import phantom
 
@@ -41,8 +42,7 @@ def scans(tmp_path_factory) -> Path:
 def segment(workflow, network_file, source, folder, **options):
     options |= {"input": str(source), "output_dir": str(folder), "checkpoint": str(network_file)}
     made = workflow("msd_seg", ["inference"], **options)
-    made.run()
-    made.finalize()
+    finished(made)
     return {path.name: path for path in Path(folder).glob("*.nii*")}
 
 

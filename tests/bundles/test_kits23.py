@@ -4,12 +4,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-
-
-def finished(made):
-    made.run()
-    made.finalize()
-    return made
+from helpers import finished
 
 
 @pytest.mark.parametrize("config", ["train", "inference"])

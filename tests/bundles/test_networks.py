@@ -7,6 +7,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from helpers import finished
 from monai.bundle import ConfigParser
 from monai.losses import DeepSupervisionLoss
 
@@ -26,6 +27,12 @@ PARAMETERS = {
 every_network = pytest.mark.parametrize("network", NETWORKS)
 
 
+def slow_but_for(*quick: str) -> pytest.MarkDecorator:
+    """Parametrise over all networks; those that are not named are slow."""
+    marks = {name: [] if name in quick else [pytest.mark.slow] for name in NETWORKS}
+    return pytest.mark.parametrize("network", [pytest.param(name, marks=marks[name]) for name in NETWORKS])
+
+
 def parts(network: str) -> list[str]:
     return [] if network == "hymamba" else [f"networks/{network}"]
 
@@ -33,12 +40,6 @@ def parts(network: str) -> list[str]:
 def window(network: str) -> dict:
     """Return crops that leave Swin UNETR, whose stride is 32, more than one position."""
     return {"roi_size": [32, 64 if network == "swin_unetr" else 48, 32], "batch_size": 2}
-
-
-def finished(made):
-    made.run()
-    made.finalize()
-    return made
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +100,7 @@ def test_base_is_the_published_network(network):
     assert round(millions, 2) == PARAMETERS[network]
 
 
-@every_network
+@slow_but_for("segresnet", "mm_unet")
 def test_it_trains_evaluates_and_segments(workflow, data, weights, network, tmp_path):
     path = weights(network)
     record = read_record(path)
@@ -121,7 +122,7 @@ def test_it_trains_evaluates_and_segments(workflow, data, weights, network, tmp_
         assert set(np.unique(np.asarray(result.dataobj))) <= {0, 1, 2}
 
 
-@every_network
+@slow_but_for("dynunet")
 def test_it_can_learn_one_crop_by_heart(workflow, data, network, tmp_path):
     options = {"dataset_dir": str(data), "output_dir": str(tmp_path), "crops_per_scan": 1, **window(network)}
     made = workflow("msd_seg", ["train", *parts(network)], **options)

@@ -1,6 +1,5 @@
 """The shipped weights on real scans: geometry, plausibility, and bfloat16 against float32; not accuracy."""
 
-import csv
 import os
 import subprocess
 import sys
@@ -10,6 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from helpers import table
 from monai.bundle import ConfigParser
 
 BUNDLES = Path(__file__).parents[2] / "bundles"
@@ -33,6 +33,7 @@ def dice(first: np.ndarray, second: np.ndarray) -> float:
     return float(2 * (first & second).sum() / (first.sum() + second.sum()))
 
 
+@pytest.mark.slow
 @needs_ct
 def test_a_ct_whose_liver_is_where_the_liver_is(tmp_path):
     """Its label map was among the shapes that training deformed: this shows that the chain works."""
@@ -43,23 +44,25 @@ def test_a_ct_whose_liver_is_where_the_liver_is(tmp_path):
     reference = np.asarray(nib.load(CT / "ct_abdomen_3mm" / "label_btcv13.nii.gz").dataobj)
     assert dice(np.asarray(result.dataobj) == 6, reference == 6) > 0.7
     assert (tmp_path / "image_preview.png").stat().st_size > 10_000
-    with (tmp_path / "volumes.csv").open() as file:
-        (row,) = csv.DictReader(file)
+    (row,) = table(tmp_path / "volumes.csv")
     assert 500 < float(row["liver (ml)"]) < 2500
 
 
+@pytest.mark.slow
 @needs_ct
 def test_dicom_gives_what_nifti_gives_in_world_space(tmp_path):
     """The readers may store the slices in opposite order, so voxels are compared where they lie."""
-    from mambamim_nets.bundle import LoadScand, scans
-    from mambamim_nets.bundle.series import series_files
+    from mambamim_nets.bundle.inference.scan_lists import scans
+    from mambamim_nets.bundle.io.dicom_series import series_files
+    from mambamim_nets.bundle.io.reader import LoadScand
 
     series = CT / "ct_dicom" / "series"
     (item,) = scans(str(series), str(tmp_path / "out"))
     loaded = LoadScand("image")(item)["image"]
     nib.save(nib.Nifti1Image(loaded[0].numpy(), loaded.affine.numpy()), tmp_path / "ct.nii.gz")
-    segment(series, tmp_path / "dicom")
-    segment(tmp_path / "ct.nii.gz", tmp_path / "nifti")
+    few_windows = ("--overlap", "0.25", "--previews", "false")
+    segment(series, tmp_path / "dicom", *few_windows)
+    segment(tmp_path / "ct.nii.gz", tmp_path / "nifti", *few_windows)
     first = nib.load(tmp_path / "dicom" / "series_seg.nii.gz")
     second = nib.load(tmp_path / "nifti" / "ct_seg.nii.gz")
     index = np.argwhere(np.asarray(first.dataobj) > 0)
@@ -98,7 +101,10 @@ CASES = [("btcv_seg", *ABDOMEN), ("amos_seg", *ABDOMEN)]
 CASES += [("msd_seg", *first_case(HIPPOCAMPUS)), ("brats_seg", *first_case(BRATS))]
 
 
-@pytest.mark.parametrize(("name", "image", "label"), CASES, ids=[case[0] for case in CASES])
+@pytest.mark.parametrize(
+    ("name", "image", "label"),
+    [pytest.param(*case, id=case[0], marks=[pytest.mark.slow] if case[0] != "msd_seg" else []) for case in CASES],
+)
 def test_bfloat16_delivers_what_float32_does(name, image, label):
     """Mean Dice over the structures that the reference has; BTCV and AMOS number the first nine organs alike."""
     if not image.is_file():

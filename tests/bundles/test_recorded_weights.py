@@ -7,7 +7,7 @@ import torch
 from monai.networks.nets import BasicUNet, SegResNet
 
 from mambamim_nets import HyMamba, HyMambaSeg, NNMambaClassifier
-from mambamim_nets.bundle import record
+from mambamim_nets.bundle.weights import record
 from mambamim_nets.checkpoint import read_record, stamped
 
 FACTS = {
@@ -56,7 +56,7 @@ OTHER = {  # fault -> network of the weights, facts that differ, configurations 
         lambda: HyMambaSeg(1, 3, size="tiny"),
         {"task": "Task05_Prostate", "channels": ["T2"]},
         [],
-        ["task is 'Task05_Prostate' in the file", "run the bundle and the --task of these weights"],
+        ["task is 'Task05_Prostate' in the file", "run the bundle of these weights, with its configs/tasks/Task05"],
     ),
     "weights that were trained at another spacing": (
         lambda: HyMambaSeg(1, 3, size="tiny"),

@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from helpers import causes
 from ignite.engine import Events
 
 from mambamim_nets.bundle.files import HOST
@@ -57,18 +58,19 @@ def assert_identical(a, b, where="checkpoint"):
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        ("pretrain", {"num_workers": 0}),
-        ("pretrain", {"num_workers": 1}),
-        ("msd_seg", {"num_workers": 0, "val_interval": 3, "scan": "shuffle"}),
-        ("msd_seg", {"num_workers": 1, "val_interval": 3, "ema": 0.9}),
-        ("fetal_landmarks", {"num_workers": 0, "val_interval": 3}),
-    ],
-    ids=[
-        "pretrain",
-        "pretrain in a worker",
-        "msd_seg, shuffled tokens",
-        "msd_seg in a worker, averaged",
-        "fetal_landmarks",
+        pytest.param("pretrain", {"num_workers": 0}, id="pretrain", marks=pytest.mark.slow),
+        pytest.param("pretrain", {"num_workers": 1}, id="pretrain in a worker", marks=pytest.mark.slow),
+        pytest.param(
+            *("msd_seg", {"num_workers": 0, "val_interval": 3, "scan": "shuffle"}),
+            id="msd_seg, shuffled tokens",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            *("msd_seg", {"num_workers": 1, "val_interval": 3, "ema": 0.9}),
+            id="msd_seg in a worker, averaged",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param("fetal_landmarks", {"num_workers": 0, "val_interval": 3}, id="fetal_landmarks"),
     ],
 )
 def test_an_interrupted_run_ends_bit_exactly_where_an_uninterrupted_one_does(
@@ -101,12 +103,6 @@ def test_a_finished_run_trains_nothing_and_says_so(workflow, data, finished, cap
         run(workflow, "msd_seg", finished, data, max_epochs=1, val_interval=1)
     assert "finished, nothing left to train" in caplog.text
     assert (finished / "checkpoint_last.pt").read_bytes() == before
-
-
-def causes(error):
-    while error is not None:
-        yield str(error)
-        error = error.__cause__
 
 
 @pytest.mark.parametrize(
@@ -187,7 +183,10 @@ def again(bundle_run, data):
             {"augmentation": {**AUGMENTATION, "rotate": 0.1}},
             "augmentation#rotate is 0.26 in the checkpoint and 0.1 here. ",
         ),
-        ({"labels": {1: "head", 2: "tail"}}, "labels#1 is anterior in the checkpoint and head here; labels#2"),
+        (
+            {"labels": {1: "head", 2: "tail"}, "task": "Mine"},
+            "task is Task04_Hippocampus in the checkpoint and Mine here; labels#1 is anterior in the checkpoint",
+        ),
         ({"seed": 1}, "seed is 0 in the checkpoint and 1 here. "),
         ({"train_cases": 2}, "train_cases is not set in the checkpoint and 2 here. "),
         ({"max_epochs": 2}, "max_epochs is 1 in the checkpoint and 2 here. "),
@@ -432,6 +431,7 @@ def test_what_a_kill_left_is_removed_at_the_next_start(again, copied):
     assert not list(copied.rglob(".part-*"))
 
 
+@pytest.mark.slow
 def test_rows_of_tensorboard_are_not_repeated_after_a_kill(workflow, data, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

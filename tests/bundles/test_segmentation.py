@@ -4,7 +4,6 @@ Of ctorg_seg and kits23_seg nothing runs here: the bodies of their configuration
 test_repository proves, exclusive classes and regions are those of btcv_seg and brats_seg, and test_kits23 has the rest.
 """
 
-import csv
 import json
 import shutil
 from collections.abc import Callable
@@ -15,8 +14,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from helpers import finished, table
 
-from mambamim_nets.bundle import PaintedCrops, Targets
+from mambamim_nets.bundle.data.painted import PaintedCrops
+from mambamim_nets.bundle.labels import Targets
 
 BUNDLES = Path(__file__).parents[2] / "bundles"
 REGIONS = {"TC": [1, 4], "WT": [1, 2, 4], "ET": [4]}
@@ -36,12 +37,6 @@ class Done(NamedTuple):
     @property
     def weights(self) -> str:
         return str(self.run / "model_best.pt")
-
-
-def finished(made: Any) -> Any:
-    made.run()
-    made.finalize()
-    return made
 
 
 @pytest.fixture(scope="module")
@@ -70,12 +65,9 @@ def segment(workflow, name, source, folder, weights, **options):
     return {path.name: np.asarray(nib.load(path).dataobj) for path in sorted(folder.glob("*_seg.nii.gz"))}
 
 
-def table(path: Path) -> list[dict[str, str]]:
-    with path.open() as file:
-        return list(csv.DictReader(file))
-
-
-every_bundle = pytest.mark.parametrize("name", ["btcv_seg", "amos_seg", "brats_seg", "msd_seg"])
+every_bundle = pytest.mark.parametrize(
+    "name", [*(pytest.param(name, marks=pytest.mark.slow) for name in ("btcv_seg", "amos_seg")), "brats_seg", "msd_seg"]
+)
 
 
 @every_bundle
@@ -236,12 +228,12 @@ def test_another_value_of_the_enhancing_label(workflow, data_of, tmp_path):
 # --- weights from painted crops -------------------------------------------------------------------
 
 
-def test_the_starter_recipe_trains_on_painted_crops_alone(workflow, done, tmp_path):
-    it = done("btcv_seg")
-    label = sorted((it.data / "labelsTr").iterdir())[0]
+def test_the_starter_recipe_trains_on_painted_crops_alone(workflow, data_of, tmp_path):
+    data = data_of("btcv_seg")
+    label = sorted((data / "labelsTr").iterdir())[0]
     options = {
         **{"anatomy": [{"path": str(label), "names": "btcv"}], "crops_per_epoch": 2, "max_epochs": 1},
-        **{"val_interval": 1, "dataset_dir": str(it.data), "output_dir": str(tmp_path)},
+        **{"val_interval": 1, "dataset_dir": str(data), "output_dir": str(tmp_path)},
     }
     made = finished(workflow("btcv_seg", ["train", "starter"], **options))
     assert isinstance(made.parser.get_parsed_content("train#dataset"), PaintedCrops)
@@ -251,6 +243,7 @@ def test_the_starter_recipe_trains_on_painted_crops_alone(workflow, done, tmp_pa
 # --- the command line -----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_mistyped_option_is_refused(command, tmp_path):
     config = BUNDLES / "msd_seg/configs/train.json"
     output = command(config, "--max_epoch", "3", "--output_dir", str(tmp_path / "run"), cwd=tmp_path, fails=True)

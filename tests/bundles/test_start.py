@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import environment
 from monai.bundle import ConfigParser
 from monai.networks.nets import SegResNet
 from small import SMALL
@@ -213,8 +214,7 @@ def test_a_record_may_be_null_as_documented(bundle_run, data, network_file, tmp_
 def started(bundle, config, **options):
     line = [sys.executable, "-m", "monai.bundle", "run", "--config_file", str(BUNDLES / bundle / "configs" / config)]
     line += [part for key, value in options.items() for part in (f"--{key}", str(value))]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    return subprocess.Popen(line, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(line, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def stopped(process, number, when, limit=120):
@@ -227,6 +227,7 @@ def stopped(process, number, when, limit=120):
     return process.returncode, output
 
 
+@pytest.mark.slow
 def test_a_training_that_is_stopped_says_how_to_go_on(data, tmp_path):
     out = tmp_path / "out"
     small = {key: value for key, value in SMALL["msd_seg"].items() if key != "device"}

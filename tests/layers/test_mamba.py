@@ -150,6 +150,7 @@ def test_every_parameter_of_a_layer_learns_and_samples_do_not_mix():
         torch.testing.assert_close(layer(tokens[1:2]), out[1:2], atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_compiled_mixer_equals_eager_with_all_gradients():
     made, tokens = mixer(bidirectional=True), torch.randn(2, 9, D_MODEL, requires_grad=True)
     inputs, results = [tokens, *made.parameters()], []

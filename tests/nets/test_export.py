@@ -95,6 +95,7 @@ def test_traced_network_equals_eager(kind, scan):
     assert_equal(traced, eager, SHAPE)
 
 
+@pytest.mark.slow
 def test_onnx_equals_eager_with_few_nodes(tmp_path):
     """The encoder; tests/bundles exports a segmentation network."""
     eager, path = network("encoder"), tmp_path / "network.onnx"

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import batch, count
 
 from mambamim_nets import HyMamba, HyMambaSeg
 from mambamim_nets.layers.conv import Conv3
@@ -14,19 +15,10 @@ SHAPE = (32, 48, 16)
 GRID = (2, 3, 1)
 
 
-def count(module):
-    return sum(p.numel() for p in module.parameters())
-
-
 @pytest.fixture(scope="module")
 def encoder():
     torch.manual_seed(0)
     return HyMamba(in_channels=2, size="tiny").eval()
-
-
-def batch(seed=0, samples=4, ratio=0.5):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(samples, 2, *SHAPE, generator=generator), random_visible(samples, GRID, ratio, generator)
 
 
 def test_base_has_the_published_parameters():
@@ -45,14 +37,14 @@ def test_tiny_fits_into_20_megabytes():
 
 
 def test_feature_maps_have_the_documented_shapes(encoder):
-    x, _ = batch()
+    x, _ = batch(GRID)
     maps = encoder(x)
     assert [m.shape[1] for m in maps] == list(encoder.widths)
     assert [m.shape[2:] for m in maps] == [tuple(n // s for n in SHAPE) for s in (1, 2, 4, 8, 16)]
 
 
 def test_hidden_voxels_change_nothing_and_are_zero(encoder):
-    x, visible = batch()
+    x, visible = batch(GRID)
     hidden = ~expand_visible(visible, 16)
     noisy = torch.where(hidden, 1e3 * torch.randn_like(x), x)
     broken = torch.where(hidden, torch.full_like(x, torch.nan), x)
@@ -66,14 +58,14 @@ def test_hidden_voxels_change_nothing_and_are_zero(encoder):
 
 
 def test_nothing_hidden_equals_dense_bit_for_bit(encoder):
-    x, _ = batch()
+    x, _ = batch(GRID)
     with torch.no_grad():
         for dense, sparse in zip(encoder(x), encoder(x, torch.ones(4, 1, *GRID, dtype=torch.bool)), strict=True):
             assert torch.equal(dense, sparse)
 
 
 def test_block_path_with_everything_visible_equals_dense(encoder):
-    x, _ = batch(samples=2)
+    x, _ = batch(GRID, samples=2)
     visible = torch.ones(2, 1, *GRID, dtype=torch.bool)
     with torch.no_grad():
         skips, deepest = encoder._convolve(pack(x, visible), neighbour_table(visible), (1, 2, 4, 8))
@@ -122,7 +114,7 @@ class DenseMasked(HyMamba):
 def test_sparse_features_equal_dense_times_mask_with_all_gradients():
     torch.manual_seed(1)
     reference = DenseMasked(in_channels=2, size="tiny")
-    x, visible = batch(seed=1, samples=2)
+    x, visible = batch(GRID, seed=1, samples=2)
     results = []
     for sparse in (True, False):
         reference.zero_grad()
@@ -151,7 +143,7 @@ def test_sparse_features_equal_dense_times_mask_with_all_gradients():
 def test_hidden_voxels_are_not_computed(encoder):
     seen = []
     hook = encoder.stem.register_forward_hook(lambda _m, _i, out: seen.append(out.numel()))
-    x, visible = batch()
+    x, visible = batch(GRID)
     encoder(x, visible)
     encoder(x)
     hook.remove()
@@ -159,7 +151,7 @@ def test_hidden_voxels_are_not_computed(encoder):
 
 
 def test_mamba_sees_exactly_the_visible_tokens(encoder):
-    x, visible = batch(samples=4, ratio=0.5)
+    x, visible = batch(GRID, samples=4, ratio=0.5)
     seen = []
     hook = encoder.mamba[0].register_forward_hook(lambda _m, inputs, _o: seen.append(inputs[0].shape))
     encoder(x, visible)

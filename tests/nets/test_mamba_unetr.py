@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers import batch, count
 from monai.losses import DiceCELoss
 from monai.networks.nets import UNETR
 
@@ -14,19 +15,10 @@ SHAPE = (32, 48, 16)
 GRID = (2, 3, 1)
 
 
-def count(module):
-    return sum(p.numel() for p in module.parameters())
-
-
 @pytest.fixture(scope="module")
 def encoder():
     torch.manual_seed(0)
     return VisionMamba(in_channels=2, size="tiny").eval()
-
-
-def batch(seed=0, samples=4, ratio=0.5):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(samples, 2, *SHAPE, generator=generator), random_visible(samples, GRID, ratio, generator)
 
 
 def test_base_is_patch_16_depth_12_width_768_with_unetrs_decoder():
@@ -66,14 +58,14 @@ def test_the_decoder_is_unetrs():
         for key in [key for key in state if key.startswith(f"{theirs}.")]:
             state[key] = ours[key.replace(theirs, own, 1)]
     unetr.load_state_dict(state)
-    x, _ = batch(samples=2)
+    x, _ = batch(GRID, samples=2)
     with torch.no_grad():
         unetr.vit = Given(network.encoder(x))
         torch.testing.assert_close(network(x), unetr(x), atol=1e-4, rtol=1e-4)
 
 
 def test_tokens_are_a_patch_convolution_plus_position(encoder):
-    x, _ = batch()
+    x, _ = batch(GRID)
     seen = []
     hook = encoder.mamba[0].register_forward_hook(lambda _m, inputs, _o: seen.append(inputs[0]))
     with torch.no_grad():
@@ -84,7 +76,7 @@ def test_tokens_are_a_patch_convolution_plus_position(encoder):
 
 
 def test_features_are_those_after_each_quarter_of_the_layers(encoder):
-    x, _ = batch(samples=2)
+    x, _ = batch(GRID, samples=2)
     seen = []
     hooks = [layer.register_forward_hook(lambda _m, _i, out: seen.append(out)) for layer in encoder.mamba]
     with torch.no_grad():
@@ -99,7 +91,7 @@ def test_features_are_those_after_each_quarter_of_the_layers(encoder):
 
 
 def test_hidden_voxels_change_nothing_and_never_enter(encoder):
-    x, visible = batch()
+    x, visible = batch(GRID)
     hidden = ~expand_visible(visible, 16)
     seen = []
     hook = encoder.mamba[0].register_forward_hook(lambda _m, inputs, _o: seen.append(inputs[0].shape))
@@ -129,7 +121,7 @@ def test_every_scan_order_keeps_positions_dense_and_masked(scan):
 
 
 def test_nothing_hidden_equals_dense_bit_for_bit(encoder):
-    x, _ = batch()
+    x, _ = batch(GRID)
     with torch.no_grad():
         dense, sparse = encoder.encode(x), encoder.encode(x, torch.ones(4, 1, *GRID, dtype=torch.bool))
     assert torch.equal(dense.tokens, sparse.tokens)
@@ -205,6 +197,7 @@ def test_segmentation_on_a_non_cubic_input_with_gradients():
     assert [name for name, p in network.named_parameters() if p.grad is None] == []
 
 
+@pytest.mark.slow
 def test_it_overfits_one_case():
     torch.manual_seed(0)
     d, h, w = torch.meshgrid(torch.arange(16), torch.arange(32), torch.arange(32), indexing="ij")
@@ -239,7 +232,7 @@ def test_bfloat16_autocast_trains_both_ways():
 
 
 def test_errors_name_value_and_remedy(encoder):
-    x, visible = batch(samples=1)
+    x, visible = batch(GRID, samples=1)
     with pytest.raises(ValueError, match=r"\(32, 48, 20\) must be divisible by 16.*try \(32, 48, 32\)"):
         encoder(torch.randn(1, 2, 32, 48, 20))
     with pytest.raises(ValueError, match=r"must be \(B, 2, D, H, W\)"):

@@ -4,6 +4,7 @@ from itertools import product
 
 import pytest
 import torch
+from helpers import count, image
 from monai.losses import DeepSupervisionLoss, DiceCELoss
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -15,17 +16,9 @@ GRID = (2, 3, 4)
 WIDTH = 8
 
 
-def count(module):
-    return sum(p.numel() for p in module.parameters())
-
-
 def network(**options):
     torch.manual_seed(0)
     return MMUNet(2, 3, **{"size": "tiny", "resolutions": 4, **options})
-
-
-def image(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.parametrize(
@@ -243,6 +236,7 @@ def ball_and_slab(channels):
     return label.float().sub(1).repeat(1, channels, 1, 1, 1) + 0.3 * image(1, channels, 24, 16, 32), label
 
 
+@pytest.mark.slow
 def test_it_overfits_one_case_under_deep_supervision():
     made, (x, label) = network(), ball_and_slab(2)
     loss = DeepSupervisionLoss(DiceCELoss(to_onehot_y=True, softmax=True))

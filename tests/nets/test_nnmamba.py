@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import count, image
 from monai.losses import DeepSupervisionLoss, DiceCELoss
 from torch.testing import assert_close
 
@@ -13,10 +14,6 @@ from mambamim_nets.layers.mamba import MambaMixer
 from mambamim_nets.nets.nnmamba import ChannelScale, MambaInConv, Residual, Stage
 
 SHAPE = (32, 48, 16)
-
-
-def count(module):
-    return sum(p.numel() for p in module.parameters())
 
 
 def settled(module, seed=0):
@@ -34,10 +31,6 @@ def settled(module, seed=0):
 def seg(out_channels=3, seed=0, **options):
     torch.manual_seed(seed)
     return settled(NNMambaSeg(2, out_channels, width=8, **options))
-
-
-def image(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def inputs_of(module, run):
@@ -299,6 +292,7 @@ def follow_closely(network):
             module.momentum = 0.3
 
 
+@pytest.mark.slow
 def test_segmentation_learns_one_case():
     torch.manual_seed(0)
     grid = torch.stack(torch.meshgrid(*[torch.arange(32.0)] * 3, indexing="ij"))
@@ -321,7 +315,9 @@ def test_segmentation_learns_one_case():
         assert float(2 * (ours & theirs).sum() / (ours.sum() + theirs.sum())) > 0.8
 
 
-@pytest.mark.parametrize(("seq_head", "stem_scan"), [("none", "single"), ("mamba", "css4")])
+@pytest.mark.parametrize(
+    ("seq_head", "stem_scan"), [("none", "single"), pytest.param("mamba", "css4", marks=pytest.mark.slow)]
+)
 def test_classifier_learns_one_batch(seq_head, stem_scan):
     torch.manual_seed(0)
     x, target = 0.3 * torch.randn(4, 1, 32, 32, 32), torch.tensor([[0.0], [1.0], [0.0], [1.0]])

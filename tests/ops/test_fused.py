@@ -18,6 +18,7 @@ pytest.importorskip("triton", reason="needs Triton, which has no wheel for this 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 
 
+@pytest.mark.slow
 def test_in_the_interpreter():
     """interpreted.py in a process of its own: TRITON_INTERPRET must be set before triton is imported."""
     command = [

@@ -90,6 +90,7 @@ def test_shuffle_depends_on_the_seed_alone() -> None:
     assert not torch.equal(scan_order((3, 4, 5), "shuffle", seed=8).order, first)
 
 
+@pytest.mark.slow
 def test_shuffle_is_the_same_in_every_process() -> None:
     program = "from mambamim_nets.ops import scan_order; print(scan_order((2, 3, 4), 'shuffle', seed=5).order.tolist())"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120)

@@ -96,6 +96,7 @@ def test_two_at_once_in_one_folder_are_refused(call, fake, tmp_path):
     assert status == 2 and "another reproduce is at work" in error
 
 
+@pytest.mark.slow
 def test_one_row_through_the_real_bundles(tmp_path, capsys):
     """Pre-train, fine-tune and evaluate for an epoch each, by the same command line as in a process of its own."""
     data = phantom.write(tmp_path / "data", "hippocampus", cases=5)

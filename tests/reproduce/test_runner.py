@@ -112,6 +112,7 @@ def test_a_removed_pretraining_is_not_repeated_for_nothing(plan, fake):
     assert not run(plan, again)[0] and not again.started
 
 
+@pytest.mark.slow
 def test_a_command_runs_in_its_own_process_with_its_threads_and_log(tmp_path):
     config = tmp_path / "config.json"
     config.write_text(

@@ -1,0 +1,1 @@
+"""Data sets: which cases there are, whether they are sound, and which of them train."""

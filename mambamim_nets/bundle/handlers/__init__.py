@@ -1,0 +1,1 @@
+"""Ignite handlers: training, checkpoints, and the reports of evaluation and inference."""

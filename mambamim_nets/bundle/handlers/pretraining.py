@@ -1,0 +1,93 @@
+"""What masked pre-training needs of a trainer: its batch, its loss, and pictures of reconstructions."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite.engine import Events
+from monai.engines import Trainer
+from torch import Tensor, nn
+
+from mambamim_nets.bundle.runtime import bare, process_rank
+from mambamim_nets.bundle.visualize.planes import figure_array
+from mambamim_nets.bundle.visualize.pretraining import reconstruction, reconstruction_figure
+from mambamim_nets.masking import expand_visible
+
+__all__ = ["ReconstructionPictures", "mim_batch", "mim_loss"]
+
+logger = logging.getLogger("mambamim_nets")
+
+
+def mim_batch(
+    batch: Mapping[str, Tensor], device: torch.device, non_blocking: bool, **kwargs: Any
+) -> tuple[Tensor, Tensor, tuple[Tensor, ...], dict[str, Any]]:
+    """Give the image as its own target: the ``prepare_batch`` of pre-training.
+
+    Where ``distortions`` left a distorted copy, the network gets that, and the image as its second argument.
+    """
+
+    def ready(key: str) -> Tensor:
+        image = batch[key].to(device, non_blocking=non_blocking, **kwargs)
+        return image.as_tensor() if hasattr(image, "as_tensor") else image
+
+    image = ready("image")
+    return (ready("distorted"), image, (image,), {}) if "distorted" in batch else (image, image, (), {})
+
+
+def mim_loss(output: Any, image: Tensor) -> Tensor:
+    """Return the loss that a pre-training model (``pretraining.base``) computed: its trainer's ``loss_function``."""
+    return output.loss
+
+
+class ReconstructionPictures:
+    """Rebuild one fixed, fixedly masked crop at intervals: a PNG (input | visible | rebuilt) and a TensorBoard image.
+
+    Args:
+        network: a pre-training model (``pretraining.base``), possibly wrapped for distributed training; one that
+            rebuilds nothing gets no pictures.
+        folder: where ``reconstruction.png`` goes.
+        interval: epochs between pictures; the last epoch always has one.
+        writer: a TensorBoard SummaryWriter, or None.
+    """
+
+    def __init__(self, network: nn.Module, folder: str, interval: int, writer: Any = None) -> None:
+        self.network, self.folder, self.interval, self.writer = network, Path(folder), interval, writer
+        self.image: Tensor | None = None
+        self.target: Tensor | None = None
+
+    def attach(self, engine: Trainer) -> None:
+        if process_rank() == 0:
+            engine.add_event_handler(Events.ITERATION_COMPLETED, self._keep)
+            engine.add_event_handler(Events.EPOCH_COMPLETED, self._draw)
+
+    def _keep(self, engine: Trainer) -> None:
+        if self.image is None:
+            self.image, self.target = (engine.state.output[key][:1].detach().clone() for key in ("image", "label"))
+
+    def _draw(self, engine: Trainer) -> None:
+        epoch = engine.state.epoch
+        if self.image is None or self.target is None or (epoch % self.interval and epoch != engine.state.max_epochs):
+            return
+        model: Any = bare(self.network)
+        training, device = model.training, self.image.device
+        model.eval()
+        with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(0)
+            output = model(self.image)
+            rebuilt = None if output.reconstruction is None else model.rebuild(self.image, output)
+        model.train(training)
+        if rebuilt is None:
+            return
+        kept, given = torch.ones_like(rebuilt[:, 0]), None
+        if output.visible is None:
+            given = self.image[:, 0]
+        else:
+            kept = expand_visible(output.visible, rebuilt.shape[2] // output.visible.shape[2])
+        picture = self.target[:, 0], kept, rebuilt[:, 0]
+        path = reconstruction(*picture, self.folder / "reconstruction.png", title=f"epoch {epoch}", given=given)
+        logger.info("picture of a reconstruction: %s", path)
+        if self.writer is not None:
+            figure = reconstruction_figure(*picture, given=given)
+            self.writer.add_image("reconstruction", figure_array(figure), epoch, dataformats="HWC")

@@ -1,0 +1,1 @@
+"""Files of scans, label maps and points: reading them and writing them."""

@@ -1,0 +1,247 @@
+"""Write a label map as DICOM-SEG beside the series it was made from.
+
+The label map is mapped onto the series' own slices by permuting and flipping its axes, never by resampling, and each
+stored frame refers to its slice.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mambamim_nets.bundle.files import atomic_write
+from mambamim_nets.bundle.io.dicom_series import series_geometry
+from mambamim_nets.bundle.io.dicom_slices import INSTALL, instance_of, made_uid, open_header
+
+__all__ = ["SegmentCode", "segment_codes", "write_dicom_seg"]
+
+logger = logging.getLogger(__name__)
+
+GRID_TOLERANCE = 0.05  # of a voxel: how far a result's grid may lie off its series'
+PATIENT_AND_STUDY = (
+    "PatientID",
+    "PatientName",
+    "PatientBirthDate",
+    "PatientSex",
+    "AccessionNumber",
+    "StudyID",
+    "StudyDate",
+    "StudyTime",
+)
+ANATOMICAL_STRUCTURE = ("91723000", "SCT", "Anatomical Structure")
+TISSUE = ("85756007", "SCT", "Tissue")
+UIDS = ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
+TEXT_LENGTH = 64  # of DICOM's long string
+RESEARCH = " (research use only)"
+SERIES_NUMBER = 900
+
+Code = tuple[str, str, str]  # value, coding scheme, meaning; SCT is SNOMED CT
+
+
+class SegmentCode(NamedTuple):
+    """What a label is in the terms of DICOM-SEG.
+
+    Attributes:
+        category: of the segmented property, e.g. anatomical structure.
+        type: of the segmented property, e.g. kidney.
+        modifiers: of the type, e.g. left.
+        regions: where it lies, if the type does not say so, e.g. a tumour of the kidney.
+    """
+
+    category: Code
+    type: Code
+    modifiers: tuple[Code, ...] = ()
+    regions: tuple[Code, ...] = ()
+
+
+UNKNOWN = SegmentCode(ANATOMICAL_STRUCTURE, TISSUE)
+
+
+def segment_codes(metadata: str | os.PathLike[str], labels: Collection[str]) -> dict[str, SegmentCode]:
+    """Read the codes of labels from a bundle's metadata, where they stand beside ``label_def``.
+
+    They are ``segment_codes`` of ``network_data_format.post_processed_outputs.pred``: label name -> category, type and
+    perhaps modifiers and regions, each code a list of value, coding scheme and meaning.
+
+    Args:
+        metadata: metadata.json of the bundle.
+        labels: names of the labels.
+
+    Returns:
+        label name -> code. A label without one is left out, and a warning names it.
+
+    Raises:
+        ValueError: a code is incomplete.
+    """
+    path = Path(metadata)
+    data = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    for key in ("network_data_format", "post_processed_outputs", "pred", "segment_codes"):
+        data = data.get(key, {})
+    codes = {name: _segment_code(data[name], name, path) for name in labels if name in data}
+    missing = [name for name in labels if name not in data]
+    if missing:
+        logger.warning("segment_codes of %s has no %s: a DICOM-SEG calls them tissue", path, ", ".join(missing))
+    return codes
+
+
+def _segment_code(entry: Any, name: str, path: Path) -> SegmentCode:
+    def code(values: Any) -> Code:
+        if not (isinstance(values, list) and len(values) == 3 and all(v and isinstance(v, str) for v in values)):
+            raise ValueError(
+                f"segment_codes of {path}: a code of {name!r} must be a list of value, coding scheme and meaning, e.g. "
+                f'["64033007", "SCT", "Kidney"], is {values!r}'
+            )
+        return values[0], values[1], values[2]
+
+    if not isinstance(entry, dict) or not {"category", "type"} <= set(entry):
+        raise ValueError(f"segment_codes of {path}: {name!r} must have the keys category and type, is {entry!r}")
+    modifiers, regions = (tuple(code(values) for values in entry.get(key, [])) for key in ("modifiers", "regions"))
+    return SegmentCode(code(entry["category"]), code(entry["type"]), modifiers, regions)
+
+
+def write_dicom_seg(
+    label: np.ndarray,
+    affine: np.ndarray,
+    files: Sequence[str],
+    labels: Mapping[int, str],
+    path: str | os.PathLike[str],
+    description: str,
+    codes: Mapping[str, SegmentCode] | None = None,
+) -> Path:
+    """Write a label map as a binary DICOM-SEG that refers to the slices it was made from.
+
+    Every class is a segment, in the order of ``labels``, also where the scan has none of it; only frames that hold
+    something are stored, or all of them if none does.
+
+    Args:
+        label: (D, H, W) integers, on the series' grid with its axes in any order and direction.
+        affine: (4, 4), RAS mm, of label.
+        files: the series' slices; see ``series.series_files``.
+        labels: label value -> class name; 0 is background.
+        path: the file to write.
+        description: SeriesDescription, to which "research use only" is added.
+        codes: class name -> what it is, see ``segment_codes``; a class without one is called tissue.
+
+    Returns:
+        path.
+
+    Raises:
+        ImportError: highdicom is not installed.
+        ValueError: label has other values, or does not lie on the grid of the series.
+    """
+    try:
+        import highdicom as hd
+    except ImportError as error:
+        raise ImportError(INSTALL) from error
+    from pydicom.sr.codedict import codes as dictionary
+    from pydicom.uid import generate_uid
+
+    from mambamim_nets import __version__
+
+    # it reports each attribute that it copies
+    logging.getLogger("highdicom").setLevel(logging.DEBUG if logger.isEnabledFor(logging.DEBUG) else logging.WARNING)
+    numbers = {int(value): number for number, value in enumerate(labels, start=1)}
+    unknown = sorted(set(np.unique(label).tolist()) - {0, *numbers})
+    if unknown:
+        raise ValueError(f"label values {unknown[:5]} must be 0 or among {sorted(numbers)}")
+    lookup = np.zeros(max(numbers) + 1, dtype=np.uint16)
+    lookup[list(numbers)] = list(numbers.values())
+    on_grid = _on_grid(np.asarray(label), np.asarray(affine, dtype=float), files)
+    algorithm = hd.AlgorithmIdentificationSequence("mambamim_nets", dictionary.DCM.ArtificialIntelligence, __version__)
+    segments = [
+        _segment(numbers[int(value)], name, (codes or {}).get(name, UNKNOWN), algorithm)
+        for value, name in labels.items()
+    ]
+    segmentation = hd.seg.Segmentation(
+        source_images=_sources(files),
+        pixel_array=np.ascontiguousarray(lookup[on_grid].transpose(2, 1, 0)),  # frames, rows, columns
+        segmentation_type="BINARY",
+        omit_empty_frames=bool(on_grid.any()),
+        segment_descriptions=segments,
+        series_instance_uid=generate_uid(),
+        series_number=SERIES_NUMBER,
+        sop_instance_uid=generate_uid(),
+        instance_number=1,
+        manufacturer="mambamim_nets",
+        manufacturer_model_name="mambamim_nets",
+        software_versions=__version__,
+        device_serial_number="0",
+        content_label="SEGMENTATION",
+        content_description=RESEARCH.strip(" ()"),
+        series_description=description[: TEXT_LENGTH - len(RESEARCH)] + RESEARCH,
+    )
+    return atomic_write(path, segmentation.save_as)
+
+
+def _segment(number: int, name: str, code: SegmentCode, algorithm: Any) -> Any:
+    """Describe one segment; highdicom has no argument for the modifiers, which belong into the item of the type."""
+    import highdicom as hd
+
+    segment = hd.seg.SegmentDescription(
+        segment_number=number,
+        segment_label=name[:TEXT_LENGTH],
+        segmented_property_category=hd.sr.CodedConcept(*code.category),
+        segmented_property_type=hd.sr.CodedConcept(*code.type),
+        algorithm_type="AUTOMATIC",
+        algorithm_identification=algorithm,
+        anatomic_regions=[hd.sr.CodedConcept(*region) for region in code.regions] or None,
+    )
+    if code.modifiers:
+        (item,) = segment.SegmentedPropertyTypeCodeSequence
+        item.SegmentedPropertyTypeModifierCodeSequence = [hd.sr.CodedConcept(*modifier) for modifier in code.modifiers]
+    return segment
+
+
+def _on_grid(label: np.ndarray, affine: np.ndarray, files: Sequence[str]) -> np.ndarray:
+    """Return label with the axes (i, j, k) of a series: permuted and flipped, never resampled."""
+    wanted, shape = series_geometry(files)
+    between = np.linalg.inv(wanted) @ affine  # voxel of label -> voxel of the series
+    axes = np.abs(between[:3, :3]).argmax(axis=0)  # of the series, per axis of label
+    signs = np.sign(between[axes, range(3)])
+    if sorted(axes) != [0, 1, 2]:
+        raise ValueError(_off_grid(label, files, "its axes are turned"))
+    turned = np.flip(label, tuple(axis for axis in range(3) if signs[axis] < 0)).transpose(np.argsort(axes))
+    exact = np.zeros((3, 4))
+    exact[axes, range(3)] = signs
+    for axis in range(3):  # where label's first voxel lies if its grid is the series'
+        exact[axes[axis], 3] = label.shape[axis] - 1 if signs[axis] < 0 else 0
+    corners = np.array([(i, j, k, 1) for i in (0, 1) for j in (0, 1) for k in (0, 1)])
+    corners = corners * [*(n - 1 for n in label.shape), 1]
+    apart = float(np.abs(corners @ (between[:3] - exact).T).max())
+    if not apart <= GRID_TOLERANCE:
+        raise ValueError(_off_grid(label, files, f"corners lie {apart:.3g} voxels apart"))
+    if turned.shape != shape:
+        raise ValueError(_off_grid(label, files, f"the series has {shape} columns, rows and slices"))
+    return turned
+
+
+def _off_grid(label: np.ndarray, files: Sequence[str], why: str) -> str:
+    return f"label of shape {label.shape} is not on the grid of the series of {files[0]} ({why}); invert the transforms"
+
+
+def _sources(files: Sequence[str]) -> list[Any]:
+    """Read the slices a result refers to; what de-identification emptied is filled, the same for every slice."""
+    sources = [open_header(file) for file in files]
+    for source in sources:
+        source.SOPInstanceUID = instance_of(source)
+        source.SOPClassUID = source.get("SOPClassUID") or source.file_meta.get("MediaStorageSOPClassUID")
+        if not source.SOPInstanceUID or not source.SOPClassUID:
+            raise ValueError(
+                f"{source.filename} has no SOPInstanceUID or SOPClassUID: no result can refer to it; restore its header"
+            )
+        for name in PATIENT_AND_STUDY:
+            if name not in source:
+                setattr(source, name, None)
+    missing = [name for name in UIDS if not sources[0].get(name)]
+    if missing:
+        logger.info("%s has no %s: made from its SOPInstanceUID", files[0], " and ".join(missing))
+    for name in missing:
+        for source in sources:
+            setattr(source, name, made_uid(name, str(sources[0].SOPInstanceUID)))
+    return sources

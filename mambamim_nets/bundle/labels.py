@@ -1,0 +1,122 @@
+"""What a task predicts, exclusive classes or overlapping regions, and what follows from it.
+
+Glossary
+    label map   (1, D, H, W), one value per voxel, as on disk
+    channel     one output of the network: background and a channel per label (softmax), or one per region (sigmoid)
+    structure   what is measured: each label, or each region, by name
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from monai.losses import DiceCELoss, DiceLoss
+from torch import Tensor, nn
+
+__all__ = ["RegionLoss", "Targets"]
+
+# MONAI's weights of overlapping windows lie in [1e-3, 1]; 64 windows (overlap 0.75) at weight 1 whose logits speak
+# against background by 10,000 move the blend by 6.4e5, one window of background at weight 1e-3 by 1e6
+CERTAIN = 1e9
+
+
+class Targets:
+    """The labels of a task, and its regions if it has any.
+
+    Args:
+        labels: label value -> name, without background. Without regions the values must be 1 .. n.
+        regions: region name -> label values, in channel order; None: the labels are exclusive classes. Regions must be
+            nested or disjoint, each with one label that no smaller region inside it has: that label is written where
+            the region is the smallest that was found (BraTS: WT 2, TC 1, ET 4).
+
+    Attributes:
+        out_channels: of the network.
+        channels: their names.
+        structures: name -> label values, what metrics and volumes are about.
+        background: logits (out_channels) of a voxel that is certainly background. Their probabilities are exactly 0
+            and 1, and they decide wherever they are blended with a network's.
+
+    Raises:
+        ValueError: on label values or regions that break these rules.
+    """
+
+    def __init__(self, labels: Mapping[int, str], regions: Mapping[str, Sequence[int]] | None = None) -> None:
+        self.labels = {int(value): str(name) for value, name in labels.items()}
+        self.regions = {name: tuple(int(v) for v in values) for name, values in (regions or {}).items()}
+        if not self.regions and sorted(self.labels) != list(range(1, len(self.labels) + 1)):
+            raise ValueError(f"labels {sorted(self.labels)} must be numbered 1 .. n where there are no regions")
+        self.painted = _painted(self.labels, self.regions)
+        self.structures = self.regions or {name: (value,) for value, name in self.labels.items()}
+        self.channels = [*self.regions] or ["background", *self.labels.values()]
+        self.out_channels = len(self.channels)
+        self.background = [-CERTAIN] * self.out_channels
+        if not self.regions:
+            self.background[0] = 0.0
+
+    def loss(self) -> nn.Module:
+        """Return the loss of logits (B, C, D, H, W) against label maps (B, 1, D, H, W).
+
+        Cross-entropy and Dice for exclusive classes, binary cross-entropy and Dice for regions.
+        """
+        return RegionLoss(list(self.regions.values())) if self.regions else DiceCELoss(to_onehot_y=True, softmax=True)
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Turn logits, channel first, into probabilities of the channels."""
+        return torch.sigmoid(logits) if self.regions else torch.softmax(logits, dim=0)
+
+    def label_map(self, probabilities: Tensor) -> Tensor:
+        """Turn probabilities or logits of exclusive classes, or probabilities of regions, into a label map, uint8."""
+        if not self.regions:
+            return probabilities.argmax(dim=0, keepdim=True).to(torch.uint8)
+        values = torch.zeros_like(probabilities[:1], dtype=torch.uint8)
+        for channel, value in self.painted:
+            values[probabilities[channel : channel + 1] > 0.5] = value
+        return values
+
+    def masks(self, label_map: Tensor) -> Tensor:
+        """Turn a label map (1, D, H, W) into masks of the structures, uint8 (S, D, H, W)."""
+        return torch.cat([_among(label_map, values) for values in self.structures.values()]).to(torch.uint8)
+
+
+def _painted(labels: Mapping[int, str], regions: Mapping[str, Sequence[int]]) -> list[tuple[int, int]]:
+    """Return (channel, label value to write) from the largest region to the smallest."""
+    order = sorted(enumerate(regions.items()), key=lambda item: -len(item[1][1]))
+    painted = []
+    for channel, (name, values) in order:
+        unknown = set(values) - set(labels)
+        inner = [set(other) for other in regions.values() if set(other) < set(values)]
+        crossing = [other for other in regions.values() if set(other) & set(values) and not _nested(other, values)]
+        own = set(values) - set().union(*inner)
+        if unknown or crossing or len(own) != 1:
+            raise ValueError(
+                f"region {name!r} {sorted(values)} must consist of labels {sorted(labels)}, be nested in or apart from "
+                f"the other regions, and have one label that no smaller region has; it has {sorted(own)}"
+            )
+        painted.append((channel, own.pop()))
+    return painted
+
+
+def _nested(first: Sequence[int], second: Sequence[int]) -> bool:
+    return set(first) <= set(second) or set(second) <= set(first)
+
+
+def _among(values: Tensor, wanted: Sequence[int]) -> Tensor:
+    return torch.isin(values.round().long(), torch.as_tensor(list(wanted), device=values.device))
+
+
+class RegionLoss(nn.Module):
+    """Binary cross-entropy + Dice of overlapping regions (MambaMIM section 4.2, BraTS).
+
+    Args:
+        regions: label values of each region, in channel order.
+    """
+
+    def __init__(self, regions: Sequence[Sequence[int]]) -> None:
+        super().__init__()
+        self.regions = [tuple(values) for values in regions]
+        self.dice = DiceLoss(sigmoid=True)
+        self.cross_entropy = nn.BCEWithLogitsLoss()
+
+    def forward(self, logits: Tensor, label: Tensor) -> Tensor:
+        """Compare logits (B, R, D, H, W) with label maps (B, 1, D, H, W)."""
+        masks = torch.cat([_among(label, values) for values in self.regions], dim=1).to(logits.dtype)
+        return self.dice(logits, masks) + self.cross_entropy(logits, masks)

@@ -1,0 +1,1 @@
+"""Metrics of cases and the tables made of them."""

@@ -1,0 +1,91 @@
+"""Activation checkpointing changes memory only; freed memory is kept."""
+
+import copy
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from mambamim_nets import MAE, HyMamba, HyMambaSeg, MambaMIM, MambaUNETR, MMUNet, VisionMamba
+from mambamim_nets.bundle.runtime import checkpoint_activations
+from mambamim_nets.masking import random_visible
+
+VISIBLE = random_visible(1, (2, 2, 2), 0.5, torch.Generator().manual_seed(0))
+CASES = {
+    "pre-training": (lambda: MambaMIM(HyMamba(size="tiny")), lambda network, x: network(x, VISIBLE).loss),
+    "masked autoencoder": (
+        lambda: MAE(VisionMamba(size="tiny"), decoder_width=64, decoder_depth=2),
+        lambda network, x: network(x, VISIBLE).loss,
+    ),
+    "segmentation": (lambda: HyMambaSeg(1, 3, size="tiny"), lambda network, x: network(x).square().mean()),
+    "vanilla mamba": (lambda: MambaUNETR(1, 3, size="tiny"), lambda network, x: network(x).square().mean()),
+    "mm-unet": (
+        lambda: MMUNet(1, 3, size="tiny", resolutions=4, deep_supervision=False),
+        lambda network, x: network(x).square().mean(),
+    ),
+}
+
+
+def gradients(network, loss, x):
+    """Return the gradient of every parameter, and the bytes that autograd kept after the forward pass."""
+    kept = 0
+
+    def count(tensor):
+        nonlocal kept
+        kept += tensor.numel() * tensor.element_size()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        value = loss(network, x)
+    value.backward()
+    return [parameter.grad for parameter in network.parameters()], kept
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_gradients_and_keys_stay_and_memory_falls(case):
+    torch.manual_seed(0)
+    build, loss = CASES[case]
+    x, plain = torch.rand(1, 1, 32, 32, 32), build()
+    wrapped = checkpoint_activations(copy.deepcopy(plain), enabled="true")
+    assert list(wrapped.state_dict()) == list(plain.state_dict())
+    wrapped.load_state_dict(plain.state_dict())
+    expected, much = gradients(plain, loss, x)
+    found, little = gradients(wrapped, loss, x)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert (ours is None) == (theirs is None)
+        if ours is not None:
+            assert_close(ours, theirs)
+    assert little < 0.6 * much
+
+
+def test_switched_off_it_leaves_the_network_alone():
+    network = HyMamba(size="tiny")
+    before = [type(module) for module in network.modules()]
+    assert [type(module) for module in checkpoint_activations(network, "false").modules()] == before
+
+
+PROGRAM = """
+import resource, sys, torch
+from mambamim_nets.bundle import reuse_memory
+if sys.argv[1] == "reuse":
+    reuse_memory()
+def faults(rounds):
+    for _ in range(rounds):
+        torch.ones(32, 1024, 1024)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+first = faults(2)
+print(faults(10) - first)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="the GNU C library is on Linux")
+def test_freed_memory_is_used_again():
+    found = {}
+    for mode in ("reuse", "default"):
+        run = subprocess.run([sys.executable, "-c", PROGRAM, mode], capture_output=True, text=True, check=True)
+        found[mode] = int(run.stdout)
+    # A small allocation behind a freed tensor makes the library ask for the next one anew, but not each time.
+    assert found["reuse"] < found["default"] / 3

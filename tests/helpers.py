@@ -1,0 +1,64 @@
+"""What tests of several files need: to finish a run, to read a table, an error's whole text, and drawn images."""
+
+import csv
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from monai.bundle import ConfigWorkflow
+
+from mambamim_nets.masking import random_visible
+
+
+def environment(**variables: str) -> dict[str, str]:
+    """Return the environment of a process of its own: one thread, no warnings, and what is given."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", **variables}
+
+
+def finished(workflow: ConfigWorkflow) -> ConfigWorkflow:
+    """Run a workflow to its end and return it."""
+    workflow.run()
+    workflow.finalize()
+    return workflow
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    """Return the rows of a CSV file."""
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def causes(error: BaseException | None) -> Iterator[str]:
+    """Yield the text of an error and of what caused it, the last one first."""
+    while error is not None:
+        yield str(error)
+        error = error.__cause__
+
+
+def message_of(workflow: Callable[..., ConfigWorkflow], *args: Any, **options: Any) -> str:
+    """Return the whole text of the error with which a workflow ends, while it is made or while it runs."""
+    with pytest.raises(Exception) as caught:  # the caller compares the text
+        workflow(*args, **options).run()
+    return " | ".join(causes(caught.value))
+
+
+def count(module: torch.nn.Module) -> int:
+    """Return the number of parameters."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def image(*shape: int, seed: int = 0) -> torch.Tensor:
+    """Draw voxels from the normal distribution."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def batch(
+    grid: tuple[int, int, int], samples: int = 4, ratio: float = 0.5, seed: int = 0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Draw images of two channels and ``grid`` patches of 16^3, and which of their patches are visible."""
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randn(samples, 2, *(16 * side for side in grid), generator=generator)
+    return images, random_visible(samples, grid, ratio, generator)
