@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 PYTEST_ARGS ?= tests
+WORKERS ?= 2
 BENCH_ARGS ?=
 BENCH_JSON ?= build/benchmarks.json
 TABLE ?=
@@ -13,6 +14,8 @@ BENCH_PAGE ?= $(if $(BENCH_ARGS),build,docs)/BENCHMARKS.md
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# a file's tests stay in one process, since they share what they have trained; each process has one thread
+SHARED_OUT = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 TORCH := $(shell sed -n '/^torch==/p' constraints.txt)
 
 help:  ## list the targets
@@ -21,6 +24,7 @@ help:  ## list the targets
 	@echo 'PYTHON=python3.11   the interpreter of the virtual environment (3.11 or newer)'
 	@echo 'VENV=.venv          its folder'
 	@echo 'PYTEST_ARGS=...     arguments of make test and make test-all, e.g. PYTEST_ARGS="tests/ops -x"'
+	@echo 'WORKERS=4           how many processes share the tests, by default 2; each takes up to 5 GB of memory'
 	@echo 'BENCH_ARGS=...      arguments of make bench, e.g. BENCH_ARGS="-k scan"; its page is then build/BENCHMARKS.md'
 	@echo 'TABLE=, DATA=       of make reproduce: networks, mask_ratio, components, scan or pretraining; the folder of the data'
 	@echo 'ARGS=...            further options, e.g. ARGS="--jobs 2 --dry_run"; ARGS=--help lists them'
@@ -37,14 +41,14 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -c constraints.txt -e '.[dev]'
 	@touch $@
 
-test: $(STAMP)  ## run the tests that take minutes in all, of every behaviour one
-	$(BIN)/python -m pytest -m 'not slow' $(PYTEST_ARGS)
+test: $(STAMP)  ## run the tests of every behaviour, in a few minutes
+	$(SHARED_OUT) -m 'not slow' $(PYTEST_ARGS)
 
-test-all: $(STAMP)  ## run every test: also the slow ones
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+test-all: $(STAMP)  ## run every test: the slow ones, too
+	$(SHARED_OUT) $(PYTEST_ARGS)
 
 reliability: $(STAMP)  ## write docs/RELIABILITY.md from what the tests bring about
-	$(BIN)/python -m pytest tests --write-reliability
+	$(SHARED_OUT) tests --write-reliability
 
 lint: $(STAMP)  ## check style and types
 	$(BIN)/ruff check .
@@ -79,7 +83,7 @@ demo: $(STAMP)  ## pre-train, fine-tune, evaluate and segment on synthetic data,
 	$(BIN)/python -c 'from mambamim_nets import phantom; phantom.write("$(DEMO_DATA)", "hippocampus", cases=20)'
 	$(call step,'2/6 Pre-train the encoder on all scans without their labels')
 	$(RUN) bundles/pretrain/configs/train.json --dataset_dir $(DEMO_DATA) --intensity mr --spacing '[1.0,1.0,1.0]' \
-		--roi_size '[32,48,32]' --augmentation "{'flip_axes':[]}" --batch_size 4 --learning_rate 0.001 \
+		--roi_size '[32,48,32]' --augmentation '[]' --batch_size 4 --learning_rate 0.001 \
 		--max_epochs 15 --output_dir $(DEMO)/pretrain
 	$(call step,'3/6 Fine-tune a segmentation network that starts from this encoder')
 	$(RUN) $(SEG)/train.json --dataset_dir $(DEMO_DATA) --pretrained $(DEMO)/pretrain/encoder.pt --max_epochs 20 \

@@ -16,7 +16,14 @@ from pathlib import Path
 
 SOURCES = ("btcv_seg", "msd_seg")
 BODIES = ("train.json", "inference.json")
-WHOLE = ("evaluate.json", "promote.json", "inference_trt.json", "multi_gpu_train.json", "multi_gpu_evaluate.json")
+WHOLE = (
+    "evaluate.json",
+    "promote.json",
+    "inference_trt.json",
+    "multi_gpu_train.json",
+    "multi_gpu_evaluate.json",
+    "disk_cache.json",
+)
 WHERE_PRESENT = ("starter.json",)
 _BODY = re.compile(r'^ *"body" *:', re.MULTILINE)
 

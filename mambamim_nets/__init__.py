@@ -1,6 +1,6 @@
 """Mamba-based 3-D medical image networks, masked pre-training with state-space token interpolation, their operators.
 
-``mambamim_nets.bundle`` holds what the MONAI bundles' configurations name and ``mambamim_nets.phantom`` the embedded
+`mambamim_nets.bundle` holds what the MONAI bundles' configurations name and `mambamim_nets.phantom` the embedded
 synthetic data; neither is imported here.
 """
 

@@ -1,9 +1,10 @@
 """Weights in and out: strict loading with errors that say what the file holds and what to do.
 
 Every file is a plain state dict of tensors, or a training checkpoint that holds one under "model"; both are read with
-``weights_only=True``, so no code runs on load. A record of what the weights are (architecture, size, task, spacing)
-travels in the state dict's own ``_metadata``, where every reader that does not know it leaves it alone; so does what
-modules say of themselves there, such as the eps of ``layers.mamba.TokenNorm``.
+`weights_only=True`, so no code runs on load. A record of what the weights are (architecture, size, task, spacing)
+travels in the state dict's own `_metadata`, where every reader that does not know it leaves it alone; so does what
+modules say of themselves there, such as the eps of `layers.mamba.TokenNorm`. Shipped weights are stored in half
+precision (`half_precision`); reading makes float32 of them.
 """
 
 import json
@@ -16,18 +17,21 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mambamim_nets.nets.hymamba import SIZES, HyMamba
-from mambamim_nets.nets.mamba_unetr import UNETR_SIZES, VisionMamba
+from mambamim_nets.nets.hymamba import SIZES
+from mambamim_nets.nets.mamba_unetr import UNETR_SIZES
+from mambamim_nets.nets.protocols import Encoder
 from mambamim_nets.records import SETTINGS, summary
 
 __all__ = [
     "LoadReport",
     "encoder_state",
+    "half_precision",
     "load_encoder",
     "load_weights",
     "non_finite",
     "read_record",
     "read_state",
+    "record_of",
     "stamped",
 ]
 
@@ -35,6 +39,7 @@ _FIRST_CONV = "stem.weight"  # of every encoder
 _RECORD = "mambamim_nets"  # its key in _metadata, which is otherwise by module
 _OPTIONS = ("size", "scan", "seq_head", "stem_scan", "mlp_width")  # settings of networks that have options of their own
 _TASK = ("task", "channels", "classes", "labels", "points", "regions", "in_channels", "out_channels")
+_SMALL = 8192  # values; holds norms, biases, A_log and D, and the first convolutions
 _DEFAULT_ARCHITECTURE = "hymamba"  # has no file in configs/networks
 
 
@@ -64,6 +69,22 @@ def stamped(state: dict[str, Tensor], record: Mapping[str, Any] | None) -> dict[
     return state
 
 
+def half_precision(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a state dict as bundles ship it, half as large, with its metadata.
+
+    Float32 tensors become float16, except those of at most 8192 values: norms, their running statistics, biases,
+    ``A_log``, ``D`` and the first convolutions take 2 % of the file, and rounding them too would move the outputs ten
+    times as far. A tensor with a value beyond float16's range stays as well.
+    """
+    largest = torch.finfo(torch.float16).max
+    stored: dict[str, Tensor] = OrderedDict()
+    for key, value in state.items():
+        halved = value.dtype == torch.float32 and value.numel() > _SMALL and bool(value.abs().max() <= largest)
+        stored[key] = value.half() if halved else value
+    stored._metadata = getattr(state, "_metadata", {})  # type: ignore[attr-defined]
+    return stored
+
+
 def record_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
     """Return the record in a state dict; empty if it has none."""
     return getattr(state, "_metadata", {}).get(_RECORD, {})
@@ -73,13 +94,13 @@ def read_record(path: str | PathLike) -> dict[str, Any]:
     """Return what a file says its weights are; empty if it says nothing.
 
     Raises:
-        FileNotFoundError, ValueError: as ``read_state``.
+        FileNotFoundError, ValueError: as `read_state`.
     """
     return _read(path)[1]
 
 
 def read_state(path: str | PathLike) -> dict[str, Tensor]:
-    """Read a state dict, or the "model" entry of a training checkpoint, onto the CPU.
+    """Read a state dict, or the "model" entry of a training checkpoint, onto the CPU; float16 becomes float32.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -110,7 +131,7 @@ def _read(path: str | PathLike) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise ValueError(f"weights {path} hold no state dict of tensors (nor one under 'model')")
     if found := non_finite(state):
         raise ValueError(
-            f"weights {path}: {found}: must be finite; give weights of an earlier epoch, or train again with a lower"
+            f"weights {path} must be finite, but {found}; give weights of an earlier epoch, or train again with a lower"
             " --learning_rate or --amp false"
         )
     for name, entry in getattr(state, "_metadata", {}).items():
@@ -121,14 +142,16 @@ def _read(path: str | PathLike) -> tuple[dict[str, Tensor], dict[str, Any]]:
             )
     record = record_of(state)
     prefix = "module." if all(key.startswith("module.") for key in state) else ""
-    return _below(state, prefix), record
+    whole = _below(state, prefix)
+    whole |= {key: value.float() for key, value in whole.items() if value.dtype == torch.float16}
+    return whole, record
 
 
 def _below(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Return what lies below a prefix, which it loses, with what modules say of themselves in the metadata.
+    """Return the tensors whose names begin with a prefix, without it, and what modules say of themselves in metadata.
 
-    A file that says nothing at all was not written by ``torch.save`` of a whole state dict; its modules are given an
-    entry without words, which stands for an old file.
+    A file without metadata was not written by `torch.save` of a whole state dict; its modules are given an entry that
+    says nothing, as in an old file.
     """
     part: dict[str, Tensor] = OrderedDict()
     part |= {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
@@ -264,11 +287,11 @@ def load_weights(
     Args:
         network: any network.
         path: .pt file, a state dict or a training checkpoint.
-        record: what the weights must be, see ``stamped``; compared with what the file says it holds, if it says so.
+        record: what the weights must be, see `stamped`; compared with what the file says it holds, if it says so.
         networks: architectures that the user can choose by a file of configs/networks, for the remedy.
 
     Raises:
-        FileNotFoundError, ValueError: see ``read_state``; also on another record and on any missing, unexpected or
+        FileNotFoundError, ValueError: see `read_state`; also on another record and on any missing, unexpected or
             differently shaped tensor.
     """
     state, held = _read(path)
@@ -282,7 +305,7 @@ def load_encoder(network: nn.Module, path: str | PathLike, adapt_input: bool = F
     """Load pre-trained encoder weights, strictly.
 
     Args:
-        network: an encoder (HyMamba, VisionMamba), or a network with one as ``.encoder``.
+        network: an `Encoder` (HyMamba, VisionMamba), or a network with one as `.encoder`.
         path: .pt file of an encoder, of a whole network with an encoder, or a training checkpoint.
         adapt_input: the one named exception: if the file has another number of input channels, its first convolution
             is averaged over them, repeated, and scaled to keep the response to equal channels.
@@ -291,10 +314,10 @@ def load_encoder(network: nn.Module, path: str | PathLike, adapt_input: bool = F
         LoadReport, which says so if the first convolution was adapted.
 
     Raises:
-        FileNotFoundError, ValueError: see ``read_state``; also on any missing, unexpected or differently shaped tensor.
+        FileNotFoundError, ValueError: see `read_state`; also on any missing, unexpected or differently shaped tensor.
     """
-    encoder = network if isinstance(network, HyMamba | VisionMamba) else getattr(network, "encoder", None)
-    if not isinstance(encoder, nn.Module):
+    encoder = getattr(network, "encoder", network)
+    if not isinstance(encoder, Encoder) or not isinstance(encoder, nn.Module):
         raise ValueError(
             f"network {type(network).__name__} has no encoder to load {path} into; a HyMambaSeg or a MambaUNETR has, "
             "any other trains without --pretrained"

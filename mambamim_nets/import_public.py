@@ -1,12 +1,12 @@
 """Weights of MambaMIM's public code in this package's names: `python -m mambamim_nets.import_public`.
 
-Reads what that code writes, and writes a file for ``load_encoder``, ``load_weights`` and the bundles:
+Reads what that code writes, and writes a file for `load_encoder`, `load_weights` and the bundles:
 
-    *_timm_style.pth    the encoder of a pre-training, ``embeddings.*`` and ``mae.*``
-    *_withdecoder_*.pth the whole state of a pre-training, with the encoder below ``sparse_encoder.``
-    fine-tuning         the segmentation network, ``embeddings.*``, ``mae.*`` and ``decoder.*``
+    *_timm_style.pth    the encoder of a pre-training, `embeddings.*` and `mae.*`
+    *_withdecoder_*.pth the whole state of a pre-training, with the encoder below `sparse_encoder.`
+    fine-tuning         the segmentation network, `embeddings.*`, `mae.*` and `decoder.*`
 
-The network is ``HyMamba(size="base", bidirectional=False)``: the public code holds weights of a backward direction that
+The network is `HyMamba(size="base", bidirectional=False)`: the public code holds weights of a backward direction that
 it never runs, so they are as they were drawn and are left out, as are the decoder of pre-training and the mask token.
 Its positions are fixed and not weights here; they are compared. Everything else must be there, in its shape.
 """
@@ -28,7 +28,7 @@ from mambamim_nets.checkpoint import stamped
 from mambamim_nets.layers.position import sincos_position
 from mambamim_nets.nets.hymamba import HyMamba, HyMambaSeg
 
-__all__ = ["Imported", "import_public", "public_network"]
+__all__ = ["Imported", "convert", "public_network"]
 
 NAMES = (  # what a name here begins with -> what it begins with there; {n} is the first number plus the offset
     (r"stem\.", "embeddings.stem.", 0),
@@ -72,7 +72,7 @@ def public_network(path: str | os.PathLike[str]) -> Imported:
         path: .pth or .pt file; read as tensors only, so that no code in it runs.
 
     Returns:
-        A ``HyMambaSeg`` if the file holds a segmentation network, else a ``HyMamba``; size "base", one direction.
+        A `HyMambaSeg` if the file holds a segmentation network, else a `HyMamba`; size "base", one direction.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -110,7 +110,7 @@ def public_network(path: str | os.PathLike[str]) -> Imported:
 
 
 def public_name(key: str) -> str:
-    """Return the public code's name of a parameter of ``HyMamba`` or ``HyMambaSeg``.
+    """Return the public code's name of a parameter of `HyMamba` or `HyMambaSeg`.
 
     Raises:
         ValueError: if it has none.
@@ -178,7 +178,7 @@ def _check_values(public: Mapping[str, Tensor], names: Iterable[str], path: str 
             )
 
 
-def import_public(weights: str, output: str) -> str:
+def convert(weights: str, output: str) -> str:
     """Write weights of MambaMIM's public code as a file of this package.
 
     Args:
@@ -189,7 +189,7 @@ def import_public(weights: str, output: str) -> str:
         What was done, in one sentence.
 
     Raises:
-        FileNotFoundError, ValueError: as ``public_network``.
+        FileNotFoundError, ValueError: as `public_network`.
         FileExistsError: the output exists.
     """
     target = Path(str(output)).expanduser()
@@ -213,7 +213,7 @@ def import_public(weights: str, output: str) -> str:
 def main() -> None:
     """Run the command; a refusal is one sentence."""
     try:
-        fire.Fire(import_public)
+        fire.Fire(convert)
     except (ValueError, OSError) as error:
         sys.exit(str(error))
 

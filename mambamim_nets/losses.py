@@ -57,7 +57,7 @@ def masked_mse(prediction: Tensor, target: Tensor, visible: Tensor) -> Tensor:
 
 
 def masked_l1(prediction: Tensor, target: Tensor, visible: Tensor) -> Tensor:
-    """Mean absolute error over hidden voxels only; arguments and result as of ``masked_mse``."""
+    """Mean absolute error over hidden voxels only; arguments and result as of `masked_mse`."""
     return _over_hidden((prediction.float() - target.float()).abs(), visible)
 
 

@@ -12,6 +12,7 @@ Deviation from the public code: K is exact for every sample; there it is summed 
 nothing is hidden from Mamba at mask ratio 0.75.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -38,7 +39,7 @@ def token_grid(spatial_shape: Sequence[int], name: str = "input") -> tuple[int, 
     if len(shape) != 3:
         raise ValueError(f"{name} has {len(shape)} spatial axes {shape}; it must have 3: (D, H, W)")
     if any(n < STRIDE or n % STRIDE for n in shape):
-        suggestion = tuple(max(1, -(-n // STRIDE)) * STRIDE for n in shape)
+        suggestion = tuple(max(1, math.ceil(n / STRIDE)) * STRIDE for n in shape)
         raise ValueError(f"{name} spatial shape {shape} must be divisible by {STRIDE} on every axis; try {suggestion}")
     return shape[0] // STRIDE, shape[1] // STRIDE, shape[2] // STRIDE
 
@@ -56,7 +57,7 @@ def random_visible(
         batch: number of samples B.
         grid: token grid (d, h, w).
         mask_ratio: share of hidden blocks, in [0, 1).
-        generator: source of randomness; the default generator of ``device`` if None.
+        generator: source of randomness; the default generator of `device` if None.
         device: where to draw; the generator's device, else CPU.
 
     Returns:
@@ -83,14 +84,14 @@ def random_visible(
 
 
 def expand_visible(visible: Tensor, factor: int) -> Tensor:
-    """Repeat every entry ``factor`` times along d, h and w: (B, 1, d, h, w) -> (B, 1, factor d, factor h, factor w)."""
+    """Repeat every entry `factor` times along d, h and w: (B, 1, d, h, w) -> (B, 1, factor d, factor h, factor w)."""
     for axis in (2, 3, 4):
         visible = visible.repeat_interleave(factor, dim=axis)
     return visible
 
 
 def place_tokens(tokens: Tensor, visible: Tensor, fill: Tensor) -> Tensor:
-    """Put visible tokens (B, K, C) in their places and ``fill`` (C,) everywhere else.
+    """Put visible tokens (B, K, C) in their places and `fill` (C,) everywhere else.
 
     Args:
         tokens: (B, K, C).

@@ -1,7 +1,7 @@
 """What a network is, read from the network itself: the part of a weights file's record that no option can get wrong.
 
 Our networks keep what distinguishes them as attributes under the names of their constructors' parameters
-(``SETTINGS``), some of them in their encoder. MONAI's do not: their class and the width of their first convolution
+(`SETTINGS`), some of them in their encoder. MONAI's do not: their class and the width of their first convolution
 stand for them.
 """
 
@@ -10,8 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from mambamim_nets.nets.hymamba import HyMamba
-from mambamim_nets.nets.mamba_unetr import VisionMamba
+from mambamim_nets.nets.protocols import Encoder
 
 __all__ = ["ARCHITECTURES", "SETTINGS", "architecture", "network_record", "summary"]
 
@@ -55,14 +54,13 @@ def architecture(network: nn.Module | str) -> str:
 
 
 def network_record(network: nn.Module) -> dict[str, Any]:
-    """Return what a network is: ``architecture``, or ``encoder`` where it is one, size, channels and settings."""
+    """Return what a network is: `architecture`, or `encoder` where it is one, size, channels and settings."""
     encoder = getattr(network, "encoder", None)
     parts = [network, encoder] if isinstance(encoder, nn.Module) else [network]
     first = next((module for module in network.modules() if isinstance(module, nn.Conv3d)), None)
     record: dict[str, Any] = {"architecture": architecture(network)}
-    for kind in (HyMamba, VisionMamba):
-        if isinstance(network, kind):
-            record = {"encoder": kind.__name__}
+    if isinstance(network, Encoder):
+        record = {"encoder": network.kind}
     settings = {name: getattr(part, name) for name in SETTINGS for part in reversed(parts) if hasattr(part, name)}
     width = None if "size" in settings or first is None else first.out_channels
     sizes = dict(zip(_WIDTHS.get(type(network).__name__, ()), ("tiny", "base"), strict=False))

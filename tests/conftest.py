@@ -15,12 +15,11 @@ from typing import Any
 
 import monai.bundle
 import pytest
-from reliability import PAGE, Rows
+from helpers import BUNDLES, REPOSITORY
+from reliability import PAGE, Row, Rows
 from small import SMALL
 
 from mambamim_nets.bundle import errors
-
-BUNDLES = Path(__file__).parents[1] / "bundles"
 
 
 @dataclass(frozen=True)
@@ -96,6 +95,22 @@ def bundle_run(tmp_path, monkeypatch) -> Callable[..., Outcome]:
     return run
 
 
+@pytest.fixture(scope="session")
+def real_data() -> Callable[[str], Path]:
+    """Return a function that gives a file or folder of real scans, and skips the test where it is missing.
+
+    Real scans are never part of the repository; MAMBAMIM_DATA names their folder.
+    """
+    folder = Path(os.environ.get("MAMBAMIM_DATA", REPOSITORY.parent / "shared" / "data"))
+
+    def find(name: str) -> Path:
+        if not (folder / name).exists():
+            pytest.skip(f"{folder / name} is not there: MAMBAMIM_DATA must name the folder of the real scans")
+        return folder / name
+
+    return find
+
+
 # --- docs/RELIABILITY.md --------------------------------------------------------------------------
 
 
@@ -162,10 +177,22 @@ def _everything_ran(config: pytest.Config) -> bool:
     return not (named or left_out or config.getoption("collectonly"))
 
 
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist
+def pytest_testnodedown(node: Any) -> None:
+    """Take over what a worker of pytest-xdist has found, in the process that started it."""
+    output = getattr(node, "workeroutput", {})  # none of a worker that crashed
+    for row in output.get("rows", ()):
+        node.config.rows.merge(Row(*row))
+    node.config.left_out |= output.get("left_out", True)
+
+
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    rows = session.config.rows  # type: ignore[attr-defined]
-    whole = _everything_ran(session.config)
-    if session.config.getoption("write_reliability"):
+    config, rows = session.config, session.config.rows  # type: ignore[attr-defined]
+    if hasattr(config, "workeroutput"):  # in a worker; the process that started it goes on from here
+        config.workeroutput |= {"rows": [tuple(row) for row in rows.made.values()], "left_out": config.left_out}
+        return
+    whole = _everything_ran(config)
+    if config.getoption("write_reliability"):
         if exitstatus in (0, 1):
             rows.write(PAGE, whole and exitstatus == 0)
     elif whole and exitstatus == 0 and (gone := rows.unseen()):

@@ -1,8 +1,9 @@
-"""What tests of several files need: to finish a run, to read a table, an error's whole text, and drawn images."""
+"""What tests of several files need: paths, finished runs, tables, refusals, drawn images."""
 
+import contextlib
 import csv
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,16 @@ import torch
 from monai.bundle import ConfigWorkflow
 
 from mambamim_nets.masking import random_visible
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+BUNDLES = REPOSITORY / "bundles"
+
+
+def existing(paths: Iterable[Path]) -> list[Path]:
+    """Return paths, sorted; there must be some, since a loop over none passes whatever is wrong."""
+    listed = sorted(paths)
+    assert listed, "no file was found where there must be some"
+    return listed
 
 
 def environment(**variables: str) -> dict[str, str]:
@@ -38,9 +49,18 @@ def causes(error: BaseException | None) -> Iterator[str]:
         error = error.__cause__
 
 
+@contextlib.contextmanager
+def refused(*words: str) -> Iterator[None]:
+    """Expect an error that says each of the words, itself or in what caused it."""
+    with pytest.raises(Exception) as caught:  # noqa: PT011, MONAI wraps the errors of configurations in its own
+        yield
+    text = " | ".join(causes(caught.value))
+    assert words and all(part in text for part in words), text
+
+
 def message_of(workflow: Callable[..., ConfigWorkflow], *args: Any, **options: Any) -> str:
     """Return the whole text of the error with which a workflow ends, while it is made or while it runs."""
-    with pytest.raises(Exception) as caught:  # the caller compares the text
+    with pytest.raises(Exception) as caught:  # noqa: PT011, the caller compares the text
         workflow(*args, **options).run()
     return " | ".join(causes(caught.value))
 

@@ -5,17 +5,17 @@ import torch
 
 from mambamim_nets.bundle.labels import Targets
 
-BTCV_LIKE = {1: "spleen", 2: "right kidney", 3: "left kidney"}
+BTCV_LIKE = {"spleen": 1, "right kidney": 2, "left kidney": 3}
 BRATS = {"TC": [1, 4], "WT": [1, 2, 4], "ET": [4]}
-BRATS_LABELS = {1: "necrotic core", 2: "oedema", 4: "enhancing tumour"}
+BRATS_LABELS = {"necrotic core": 1, "oedema": 2, "enhancing tumour": 4}
 TASKS = {
     "classes": Targets(BTCV_LIKE),
     "BraTS": Targets(BRATS_LABELS, BRATS),
     "BraTS 2023": Targets(
-        {1: "necrotic core", 2: "oedema", 3: "enhancing"}, {"TC": [1, 3], "WT": [1, 2, 3], "ET": [3]}
+        {"necrotic core": 1, "oedema": 2, "enhancing": 3}, {"TC": [1, 3], "WT": [1, 2, 3], "ET": [3]}
     ),
-    "KiTS": Targets({1: "kidney", 2: "tumour", 3: "cyst"}, {"all": [1, 2, 3], "masses": [2, 3], "tumour": [2]}),
-    "apart": Targets({5: "left", 9: "right"}, {"left": [5], "right": [9]}),
+    "KiTS": Targets({"kidney": 1, "tumour": 2, "cyst": 3}, {"all": [1, 2, 3], "masses": [2, 3], "tumour": [2]}),
+    "apart": Targets({"left": 5, "right": 9}, {"left": [5], "right": [9]}),
 }
 
 

@@ -58,13 +58,17 @@ class Rows:
 
     def add(self, area: str, fault: str, kind: str, words: str, hide: str, test: str) -> None:
         assert area in AREAS, f"area {area!r} must be one of {AREAS}"
-        assert (area, fault) not in self.made, f"two tests make the row {area}: {fault}; {test} is the second"
         words = _TRACEBACK.sub("", " ".join(words.split()))
         words = re.sub(r"^(WARNING|ERROR|INFO) [\w.]+: ", "", words)
         words = re.sub(hide, "…", words) if hide else words
         words = _PATH.sub("…/", words)
         words = words if len(words) <= LONGEST else words[: LONGEST - 2] + " …"
-        self.made[area, fault] = Row(area, fault, kind, words.replace("`", "'"))
+        self.merge(Row(area, fault, kind, words.replace("`", "'")), test)
+
+    def merge(self, row: Row, test: str = "one of another process") -> None:
+        """Take a row that a test of this run has made."""
+        assert row[:2] not in self.made, f"two tests make the row {row.area}: {row.fault}; {test} is the second"
+        self.made[row.area, row.fault] = row
 
     def check(self, area: str, fault: str) -> None:
         page, made = self.page.get((area, fault)), self.made[area, fault]

@@ -4,7 +4,7 @@ from typing import Any
 
 EDGES = {"btcv_seg": 8.0, "amos_seg": 8.0, "brats_seg": 4.0, "ctorg_seg": 8.0, "kits23_seg": 8.0}
 SMALL: dict[str, dict[str, Any]] = {
-    "msd_seg": {"roi_size": [32, 32, 32], "batch_size": 4, "cache": "memory", "device": "$torch.device('cpu')"},
+    "msd_seg": {"roi_size": [32, 32, 32], "batch_size": 4, "device": "$torch.device('cpu')"},
     **{
         name: {
             "spacing": [edge, edge, edge],

@@ -10,7 +10,15 @@ import torch
 
 from mambamim_nets import HyMamba, HyMambaSeg, MambaMIM
 from mambamim_nets.bundle.weights import trained_network
-from mambamim_nets.checkpoint import encoder_state, load_encoder, load_weights, read_record, read_state, stamped
+from mambamim_nets.checkpoint import (
+    encoder_state,
+    half_precision,
+    load_encoder,
+    load_weights,
+    read_state,
+    record_of,
+    stamped,
+)
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +55,30 @@ def test_all_weights_of_a_network_come_back(tmp_path):
     assert_same(other, network.state_dict())
     assert report == (str(path), len(network.state_dict()), "", {})
     assert str(report) == f"{len(network.state_dict())} tensors from {path}"
+
+
+def test_half_precision_halves_the_file_and_keeps_small_tensors_and_metadata(tmp_path):
+    torch.manual_seed(1)
+    network = HyMambaSeg(1, 3, size="tiny")
+    state = stamped(network.state_dict(), {"size": "tiny"})
+    large = max(state, key=lambda key: state[key].numel())
+    path = stored(tmp_path / "half.pt", half_precision(state))
+    full = stored(tmp_path / "full.pt", state)
+    assert path.stat().st_size < 0.53 * full.stat().st_size
+    held = torch.load(path, weights_only=True)
+    assert held[large].dtype == torch.float16 and held._metadata == state._metadata
+    assert all(torch.equal(held[key], value) for key, value in state.items() if value.numel() <= 8192)
+
+    other = HyMambaSeg(1, 3, size="tiny")
+    assert load_weights(other, path).record == {"size": "tiny"}
+    assert {value.dtype for value in [*other.parameters(), *read_state(path).values()]} == {torch.float32}
+    for key, value in other.state_dict().items():
+        torch.testing.assert_close(value, state[key], rtol=2**-11, atol=2**-25)
+
+
+def test_half_precision_leaves_what_it_cannot_hold():
+    state = {"large": torch.full((9000,), 7e4), "counted": torch.ones(9000, dtype=torch.int64)}
+    assert all(half_precision(state)[key] is value for key, value in state.items())
 
 
 @pytest.mark.parametrize("wrap", ["plain", "network", "checkpoint", "module", "checkpoint of module"])
@@ -197,7 +229,7 @@ def recorded(tmp_path, wrap=False):
 @pytest.mark.parametrize("wrap", [False, True])
 def test_a_record_travels_in_the_file_and_changes_nothing_else(tmp_path, wrap):
     path = recorded(tmp_path, wrap)
-    assert read_record(path) == {**RECORD, "spacing": [4, 4, 4.0]}
+    assert record_of(read_state(path)) == {**RECORD, "spacing": [4, 4, 4.0]}
     content = torch.load(path, weights_only=True)
     state = content["model"] if wrap else content
     assert all(isinstance(value, torch.Tensor) for value in state.values())
@@ -228,7 +260,7 @@ def test_weights_that_are_something_else_are_refused(tmp_path, key, value, remed
 
 def test_a_file_without_a_record_is_judged_by_its_tensors_and_a_run_says_so(tmp_path, caplog):
     path = stored(tmp_path / "network.pt", HyMambaSeg(1, 3, size="tiny").state_dict())
-    assert read_record(path) == {}
+    assert record_of(read_state(path)) == {}
     assert load_weights(HyMambaSeg(1, 3, size="tiny"), path, RECORD).record == {}
     trained_network(HyMambaSeg(1, 3, size="tiny"), str(path), RECORD)
     assert "does not say what its weights are" in caplog.text

@@ -1,24 +1,23 @@
 """CONTRIBUTING.md and ARCHITECTURE.md name modules and names in them: they are there."""
 
 import re
-from pathlib import Path
 
 import pytest
+from helpers import REPOSITORY, existing
 
-REPOSITORY = Path(__file__).parents[1]
 PAGE = (REPOSITORY / "docs" / "CONTRIBUTING.md").read_text()
 PATH = re.compile(r"`((?:mambamim_nets|bundles|tests|docs|configs)/[\w./-]+|[\w./-]+\.(?:txt|py))`")
 NAMES = {
     "mambamim_nets/bundle/metrics/segmentation.py": ["case_metrics", "METRICS"],
-    "mambamim_nets/bundle/io/headers.py": ["Header", "read_header"],
-    "mambamim_nets/bundle/io/reader.py": ["ENDINGS", "read_scan"],
+    "mambamim_nets/bundle/io/headers.py": ["Header"],
+    "mambamim_nets/bundle/io/scan_formats.py": ["FORMATS"],
     "mambamim_nets/pretraining/base.py": ["MIMOutput"],
     "mambamim_nets/bundle/options.py": ["OPTIONS"],
     "mambamim_nets/records.py": ["ARCHITECTURES", "SETTINGS"],
     "tests/conftest.py": ["reliability"],
 }
-ELSEWHERE = {"naive.py": "mambamim_nets/ops/toki", "planes.py": "mambamim_nets/bundle/visualize"}
-ELSEWHERE |= {"base.py": "mambamim_nets/pretraining"}
+ELSEWHERE = {"plain.py": "mambamim_nets/ops/interpolation", "planes.py": "mambamim_nets/bundle/visualize"}
+ELSEWHERE |= {"base.py": "mambamim_nets/pretraining", "itk_files.py": "mambamim_nets/bundle/io"}
 
 
 def test_every_path_is_there():
@@ -43,7 +42,7 @@ def test_there_is_a_row_for_what_people_add(wanted):
 def test_every_name_of_the_architecture_is_in_the_package():
     page = (REPOSITORY / "docs" / "ARCHITECTURE.md").read_text()
     package = REPOSITORY / "mambamim_nets"
-    files = list(package.rglob("*"))
+    files = existing(package.rglob("*"))
     known = {
         str(file.relative_to(base))
         for base in (REPOSITORY, package, package / "bundle")

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from mambamim_nets import HyMamba, HyMambaSeg, load_encoder, load_weights
-from mambamim_nets.checkpoint import read_record, read_state
-from mambamim_nets.import_public import import_public, main, public_network
+from mambamim_nets.checkpoint import read_state, record_of
+from mambamim_nets.import_public import convert, main, public_network
 from mambamim_nets.layers.position import sincos_position
 
 WIDTHS, DEPTHS, EXPANSIONS = (32, 64, 128, 192, 384), (2, 2, 2, 1), (2, 4, 4, 4)
@@ -176,7 +176,7 @@ def decoded(p, skips, x):
 @torch.no_grad()
 def test_an_encoder_computes_what_the_public_one_does(tmp_path, encoder_state):
     path = saved(tmp_path / "x.pth", encoder_state)
-    words = import_public(str(path), str(tmp_path / "encoder.pt"))
+    words = convert(str(path), str(tmp_path / "encoder.pt"))
     assert "--pretrained" in words and "--network_def#bidirectional false" in words
     network = HyMambaSeg(1, 3, "base", bidirectional=False)
     report = load_encoder(network, tmp_path / "encoder.pt")
@@ -192,7 +192,7 @@ def test_an_encoder_computes_what_the_public_one_does(tmp_path, encoder_state):
 @torch.no_grad()
 def test_a_segmentation_network_computes_what_the_public_one_does(tmp_path, network_state):
     path = saved(tmp_path / "x.pth", {f"module.{name}": value for name, value in network_state.items()})
-    assert "--checkpoint" in import_public(str(path), str(tmp_path / "network.pt"))
+    assert "--checkpoint" in convert(str(path), str(tmp_path / "network.pt"))
     network = HyMambaSeg(2, 5, "base", bidirectional=False).eval()
     load_weights(network, tmp_path / "network.pt")
     x = torch.rand(1, 2, 32, 32, 16, generator=torch.Generator().manual_seed(3))
@@ -206,8 +206,8 @@ def test_the_state_of_a_pretraining_gives_its_encoder(tmp_path, encoder_state):
     whole |= {"dense_decoder.proj.bias": torch.zeros(1), "mask_tokens.0": torch.zeros(1), "config": {"sbn": True}}
     whole |= {"A_interpolation": torch.zeros(1, 384, 384), "densify_projs.0.bias": torch.zeros(768)}
     path = saved(tmp_path / "x.pth", {"args": "lr", "epoch": 3, "module": whole, "optimizer": {"state": {}}})
-    import_public(str(path), str(tmp_path / "a.pt"))
-    import_public(str(saved(tmp_path / "y.pth", encoder_state)), str(tmp_path / "b.pt"))
+    convert(str(path), str(tmp_path / "a.pt"))
+    convert(str(saved(tmp_path / "y.pth", encoder_state)), str(tmp_path / "b.pt"))
     first, second = (read_state(tmp_path / name) for name in ("a.pt", "b.pt"))
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
@@ -254,7 +254,7 @@ def test_other_files_are_refused_and_nothing_is_written(reliability, tmp_path, e
     change, words = WRONG[fault]
     path = saved(tmp_path / "x.pth", change(encoder_state))
     with pytest.raises(ValueError, match=words) as caught:
-        import_public(str(path), str(tmp_path / "encoder.pt"))
+        convert(str(path), str(tmp_path / "encoder.pt"))
     assert sorted(file.name for file in tmp_path.iterdir()) == ["x.pth"]
     reliability("Weights", f"import of the public code's weights: {fault}", caught.value)
 
@@ -263,7 +263,7 @@ def test_an_output_that_exists_stays(reliability, tmp_path, encoder_state):
     path = saved(tmp_path / "x.pth", encoder_state)
     (tmp_path / "encoder.pt").write_text("mine")
     with pytest.raises(FileExistsError, match="exists; give another name") as caught:
-        import_public(str(path), str(tmp_path / "encoder.pt"))
+        convert(str(path), str(tmp_path / "encoder.pt"))
     assert (tmp_path / "encoder.pt").read_text() == "mine"
     reliability("Weights", "import of the public code's weights: the output exists", caught.value)
 
@@ -274,7 +274,7 @@ def test_the_command_ends_with_one_sentence(monkeypatch, tmp_path, encoder_state
     monkeypatch.setattr("sys.argv", line)
     main()
     assert capsys.readouterr().out.startswith(f"wrote {tmp_path / 'encoder.pt'}: ")
-    assert read_record(tmp_path / "encoder.pt")["size"] == "base"
+    assert record_of(read_state(tmp_path / "encoder.pt"))["size"] == "base"
     with pytest.raises(SystemExit) as ended:
         main()
     assert str(ended.value).endswith("exists; give another name, or remove it")

@@ -1,6 +1,9 @@
 """The page of what is refused: it holds what happened, and nothing else."""
 
+from types import SimpleNamespace
+
 import pytest
+from helpers import REPOSITORY
 from reliability import Rows
 
 
@@ -43,6 +46,16 @@ def test_two_tests_do_not_make_the_same_row():
     rows = made()
     with pytest.raises(AssertionError, match="two tests make the row"):
         rows.add("Options", "fold 9", "refused", "", "", "second")
+
+
+def test_rows_of_workers_are_gathered_and_a_crashed_one_counts_as_left_out(request):
+    conftest = request.config.pluginmanager.get_plugin(str(REPOSITORY / "tests" / "conftest.py"))
+    rows = [list(row) for row in made().made.values()]
+    config = SimpleNamespace(rows=Rows({}), left_out=False)
+    conftest.pytest_testnodedown(SimpleNamespace(config=config, workeroutput={"rows": rows, "left_out": False}))
+    assert config.rows.made == made().made and config.left_out is False
+    conftest.pytest_testnodedown(SimpleNamespace(config=config))
+    assert config.left_out is True, "so that no row is called missing"
 
 
 def test_a_fold_that_does_not_exist(bundle_run, reliability):

@@ -1,18 +1,19 @@
 """What the bundles' configurations name, and nothing else: ``import mambamim_nets.bundle as mb``."""
 
-from mambamim_nets.bundle.config import announce, bundle_root, flag
+from mambamim_nets.bundle.config import announce, bundle_root
 from mambamim_nets.bundle.data.datasets import (
-    cached,
+    ReplaceUnreadabled,
     dataset_folder,
     fold_cases,
     labelled,
-    named,
+    scan_source,
     source_sampler,
     training_sampler,
     unlabelled,
     validation_sampler,
 )
 from mambamim_nets.bundle.data.diagnoses import diagnosed, first_fold, subject_part
+from mambamim_nets.bundle.data.disk_cache import DiskCache
 from mambamim_nets.bundle.data.labelled import channel_order
 from mambamim_nets.bundle.data.landmarks import landmark_cases, point_names
 from mambamim_nets.bundle.data.memory import ScanMemory
@@ -24,32 +25,31 @@ from mambamim_nets.bundle.handlers.classification import (
     DecisionThreshold,
     decision_threshold,
 )
+from mambamim_nets.bundle.handlers.epoch_log import EpochLog, ValidationLog
 from mambamim_nets.bundle.handlers.features import FeatureReport
-from mambamim_nets.bundle.handlers.identity import run_settings
 from mambamim_nets.bundle.handlers.landmarks import LandmarkPicture, LandmarkReport, LandmarkScanReport
 from mambamim_nets.bundle.handlers.pretraining import ReconstructionPictures, mim_batch, mim_loss
 from mambamim_nets.bundle.handlers.promotion import promote
 from mambamim_nets.bundle.handlers.segmentation import CaseReport, ScanReport, ValidationPicture, preview_window
-from mambamim_nets.bundle.handlers.training import ClipGradients, EpochSeed, Progress, StopOnNan
+from mambamim_nets.bundle.handlers.training import ClipGradients, EpochSeed, Progress, ReuseMemory, StopOnNan
+from mambamim_nets.bundle.handlers.training_ranges import TrainingRanges
 from mambamim_nets.bundle.inference.inferers import AutocastInferer, bfloat16_is_fast, tensorrt
+from mambamim_nets.bundle.inference.known_scans import KnownScand
 from mambamim_nets.bundle.inference.scan_lists import scans
 from mambamim_nets.bundle.inference.scan_loader import OneByOne, ScanLoader, finish, named_failures
-from mambamim_nets.bundle.io.reader import LoadScand
-from mambamim_nets.bundle.labels import Targets
-from mambamim_nets.bundle.options import rounded_up
+from mambamim_nets.bundle.io.scan_formats import LoadScand
+from mambamim_nets.bundle.labels import RegionLoss, Targets
 from mambamim_nets.bundle.runtime import (
     checkpoint_activations,
-    default_device,
     init_distributed,
     interactive,
     launch_device,
     process_rank,
-    reuse_memory,
-    seed_everything,
 )
 from mambamim_nets.bundle.start import start_run
-from mambamim_nets.bundle.transforms.augmentation import augmentations, distortions
 from mambamim_nets.bundle.transforms.channels import SelectChannelsd, stored_order
+from mambamim_nets.bundle.transforms.field_of_view import RandFieldOfViewd
+from mambamim_nets.bundle.transforms.genesis import distortions
 from mambamim_nets.bundle.transforms.labels import RestoreLabelsd, StructureMasksd
 from mambamim_nets.bundle.transforms.landmarks import (
     DecodeLandmarksd,
@@ -60,7 +60,7 @@ from mambamim_nets.bundle.transforms.landmarks import (
     warmup_quadratic,
     with_affine,
 )
-from mambamim_nets.bundle.transforms.normalisation import intensity, nonzero
+from mambamim_nets.bundle.transforms.normalisation import RequireFinited, ScaleCTOrMRd, nonzero
 from mambamim_nets.bundle.weights import record, shipped_weights, start_classifier, start_network, trained_network
 from mambamim_nets.records import architecture
 
@@ -74,10 +74,13 @@ __all__ = [
     "DecisionReport",
     "DecisionThreshold",
     "DecodeLandmarksd",
+    "DiskCache",
+    "EpochLog",
     "EpochSeed",
     "FeatureReport",
     "HeatmapLoss",
     "KeepAffined",
+    "KnownScand",
     "LandmarkPicture",
     "LandmarkReport",
     "LandmarkScanReport",
@@ -86,8 +89,14 @@ __all__ = [
     "OneByOne",
     "PaintedCrops",
     "Progress",
+    "RandFieldOfViewd",
     "ReconstructionPictures",
+    "RegionLoss",
+    "ReplaceUnreadabled",
+    "RequireFinited",
     "RestoreLabelsd",
+    "ReuseMemory",
+    "ScaleCTOrMRd",
     "ScanLoader",
     "ScanMemory",
     "ScanReport",
@@ -95,33 +104,29 @@ __all__ = [
     "StopOnNan",
     "StructureMasksd",
     "Targets",
+    "TrainingRanges",
+    "ValidationLog",
     "ValidationPicture",
     "announce",
     "architecture",
-    "augmentations",
     "bfloat16_is_fast",
     "bundle_root",
-    "cached",
     "channel_order",
     "checkpoint_activations",
     "dataset_folder",
     "decision_threshold",
-    "default_device",
     "diagnosed",
     "distortions",
     "finish",
     "first_fold",
-    "flag",
     "fold_cases",
     "init_distributed",
-    "intensity",
     "interactive",
     "labelled",
     "landmark_cases",
     "launch_device",
     "mim_batch",
     "mim_loss",
-    "named",
     "named_failures",
     "nonzero",
     "point_names",
@@ -130,11 +135,8 @@ __all__ = [
     "promote",
     "radial_errors",
     "record",
-    "reuse_memory",
-    "rounded_up",
-    "run_settings",
+    "scan_source",
     "scans",
-    "seed_everything",
     "shipped_weights",
     "source_sampler",
     "start_classifier",

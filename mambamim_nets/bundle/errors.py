@@ -2,7 +2,7 @@
 
 MONAI evaluates a configuration as nested references, so an error in it arrives inside a traceback of up to 200 lines
 whose last line says "Failed to evaluate". What a person needs is the sentence at the bottom of that chain. Only
-programs of ``monai.bundle`` are changed; whoever calls a workflow from Python gets the exception itself.
+programs of `monai.bundle` are changed; whoever calls a workflow from Python gets the exception itself.
 """
 
 import os
@@ -14,6 +14,8 @@ from pathlib import Path
 from types import TracebackType
 
 from monai.utils import run_debug
+
+from mambamim_nets.bundle.files import write_text
 
 __all__ = [
     "cause_of",
@@ -38,7 +40,7 @@ def cause_of(error: BaseException) -> BaseException:
 
 
 def sentence_of(error: BaseException) -> str:
-    """Return what to tell a person about an error: its text, with its type where the text alone says too little."""
+    """Return what a person needs of an error: its text, with its type where the text alone says too little."""
     cause = cause_of(error)
     text = str(cause).strip()
     if text.startswith("Caught ") and "Original Traceback" in text:  # in a worker of a DataLoader: its last line
@@ -55,7 +57,7 @@ def first_line(error: BaseException) -> str:
 
 
 def is_bundle_program() -> bool:
-    """Return whether this process was started as ``python -m monai.bundle``."""
+    """Return whether this process was started as `python -m monai.bundle`."""
     spec = getattr(sys.modules.get("__main__"), "__spec__", None)
     return spec is not None and spec.name.startswith("monai.bundle")
 
@@ -79,7 +81,7 @@ def ends_with_a_sentence(error: BaseException) -> str:
         if folder is None or not folder.is_dir():
             continue
         try:
-            (folder / name).write_text(lines, encoding="utf-8")
+            write_text(folder / name, lines)
         except OSError:
             continue
         return f"{sentence_of(error)} (traceback: {folder / name})"
@@ -87,7 +89,7 @@ def ends_with_a_sentence(error: BaseException) -> str:
 
 
 def install() -> None:
-    """Let uncaught errors of ``python -m monai.bundle`` end with their sentence; elsewhere do nothing."""
+    """Let uncaught errors of `python -m monai.bundle` end with their sentence; elsewhere do nothing."""
     if is_bundle_program():
         sys.excepthook = _last_words
 

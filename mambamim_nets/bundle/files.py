@@ -1,6 +1,6 @@
 """Files that are whole or not there, what a kill left of them, one run at a time in a folder, and names of files.
 
-A file is written under a temporary name, ``.part-<host>-<process>-<name>``, flushed to the disk and then renamed. The
+A file is written under a temporary name, `.part-<host>-<process>-<name>`, flushed to the disk and then renamed. The
 name keeps the ending, which some writers go by, and says whose it is, so that the next run can tell what a kill left
 from what another process is just writing.
 """
@@ -22,6 +22,7 @@ from typing import Any
 
 __all__ = [
     "atomic_write",
+    "first_lines",
     "only_run",
     "read_json",
     "release",
@@ -141,12 +142,12 @@ def _alive(process: int) -> bool:
 
 
 def only_run(folder: str | os.PathLike[str], work: str = "training") -> None:
-    """Keep other processes from doing the same work in a folder, until this one ends or calls ``release``.
+    """Keep other processes from doing the same work in a folder, until this one ends or calls `release`.
 
-    The lock is one of the operating system (``lockf``) on the file ``.<work>.lock``, so it ends with the process,
+    The lock is one of the operating system (`lockf`) on the file `.<work>.lock`, so it ends with the process,
     however that ends, and the file that stays does nothing. It holds between machines on network file systems that
     have locks; where there are none (some Lustre mounts, Windows) the log says so and nothing is kept out. Training
-    takes it in its output folder. Inference takes its own, ``work="inference"``, in the folder of its table, since two
+    takes it in its output folder. Inference takes its own, `work="inference"`, in the folder of its table, since two
     runs that write one table would lose each other's rows; training and inference do not keep each other out.
 
     Args:
@@ -186,7 +187,7 @@ def only_run(folder: str | os.PathLike[str], work: str = "training") -> None:
 
 
 def release(folder: str | os.PathLike[str], work: str = "training") -> None:
-    """Let other processes do the work in a folder again; see ``only_run``. Without a lock nothing happens."""
+    """Let other processes do the work in a folder again; see `only_run`. Without a lock nothing happens."""
     descriptor = _held.pop((Path(folder) / f".{work}.lock").resolve(), None)
     if descriptor is not None:
         os.close(descriptor)
@@ -196,6 +197,11 @@ def release(folder: str | os.PathLike[str], work: str = "training") -> None:
 
 
 def read_json(path: Path) -> Any:
+    """Return the content of a JSON file.
+
+    Raises:
+        ValueError: if it is not valid JSON.
+    """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -203,6 +209,7 @@ def read_json(path: Path) -> Any:
 
 
 def stem(path: str | os.PathLike[str], endings: Sequence[str] = NIFTI) -> str:
+    """Return the name of a file without its folder and its ending, which must be one of `endings` to be taken off."""
     name = os.path.basename(path)
     for ending in endings:
         if name.endswith(ending):
@@ -211,4 +218,10 @@ def stem(path: str | os.PathLike[str], endings: Sequence[str] = NIFTI) -> str:
 
 
 def some(names: Sequence[str], most: int = 10) -> str:
+    """Return the first names on one line, and how many more there are."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def first_lines(lines: Sequence[str], most: int = 20) -> str:
+    """Return the first lines, and how many more there are."""
+    return "\n".join(lines[:most]) + (f"\n... and {len(lines) - most} more" if len(lines) > most else "")

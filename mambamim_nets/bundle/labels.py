@@ -9,26 +9,39 @@ Glossary
 from collections.abc import Mapping, Sequence
 
 import torch
-from monai.losses import DiceCELoss, DiceLoss
+from monai.losses import DiceLoss
 from torch import Tensor, nn
 
-__all__ = ["RegionLoss", "Targets"]
+__all__ = ["RegionLoss", "Targets", "named_values"]
 
 # MONAI's weights of overlapping windows lie in [1e-3, 1]; 64 windows (overlap 0.75) at weight 1 whose logits speak
 # against background by 10,000 move the blend by 6.4e5, one window of background at weight 1e-3 by 1e6
 CERTAIN = 1e9
 
 
+def named_values(labels: Mapping[str, int]) -> dict[int, str]:
+    """Return label value -> name of a table name -> label value, as configurations have it.
+
+    Raises:
+        ValueError: two names share a value.
+    """
+    values = {int(value): str(name) for name, value in labels.items()}
+    if len(values) < len(labels):
+        raise ValueError(f"labels {dict(labels)} must have different values")
+    return values
+
+
 class Targets:
     """The labels of a task, and its regions if it has any.
 
     Args:
-        labels: label value -> name, without background. Without regions the values must be 1 .. n.
+        labels: name -> label value, without background. Without regions the values must be 1 .. n.
         regions: region name -> label values, in channel order; None: the labels are exclusive classes. Regions must be
             nested or disjoint, each with one label that no smaller region inside it has: that label is written where
             the region is the smallest that was found (BraTS: WT 2, TC 1, ET 4).
 
     Attributes:
+        labels: label value -> name.
         out_channels: of the network.
         channels: their names.
         structures: name -> label values, what metrics and volumes are about.
@@ -39,8 +52,8 @@ class Targets:
         ValueError: on label values or regions that break these rules.
     """
 
-    def __init__(self, labels: Mapping[int, str], regions: Mapping[str, Sequence[int]] | None = None) -> None:
-        self.labels = {int(value): str(name) for value, name in labels.items()}
+    def __init__(self, labels: Mapping[str, int], regions: Mapping[str, Sequence[int]] | None = None) -> None:
+        self.labels = named_values(labels)
         self.regions = {name: tuple(int(v) for v in values) for name, values in (regions or {}).items()}
         if not self.regions and sorted(self.labels) != list(range(1, len(self.labels) + 1)):
             raise ValueError(f"labels {sorted(self.labels)} must be numbered 1 .. n where there are no regions")
@@ -51,13 +64,6 @@ class Targets:
         self.background = [-CERTAIN] * self.out_channels
         if not self.regions:
             self.background[0] = 0.0
-
-    def loss(self) -> nn.Module:
-        """Return the loss of logits (B, C, D, H, W) against label maps (B, 1, D, H, W).
-
-        Cross-entropy and Dice for exclusive classes, binary cross-entropy and Dice for regions.
-        """
-        return RegionLoss(list(self.regions.values())) if self.regions else DiceCELoss(to_onehot_y=True, softmax=True)
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Turn logits, channel first, into probabilities of the channels."""
@@ -107,12 +113,12 @@ class RegionLoss(nn.Module):
     """Binary cross-entropy + Dice of overlapping regions (MambaMIM section 4.2, BraTS).
 
     Args:
-        regions: label values of each region, in channel order.
+        regions: name -> label values of each region, in channel order.
     """
 
-    def __init__(self, regions: Sequence[Sequence[int]]) -> None:
+    def __init__(self, regions: Mapping[str, Sequence[int]]) -> None:
         super().__init__()
-        self.regions = [tuple(values) for values in regions]
+        self.regions = [tuple(values) for values in regions.values()]
         self.dice = DiceLoss(sigmoid=True)
         self.cross_entropy = nn.BCEWithLogitsLoss()
 

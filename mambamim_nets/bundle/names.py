@@ -1,7 +1,7 @@
 """Names and paths that a data set gives itself: results are written under the ones and files read at the others.
 
 A data set is downloaded, so what its lists say is not to be trusted further than its own folder: a case named
-``../../evil`` would write there, and a path ``../../private.nii.gz`` would be read.
+`../../evil` would write there, and a path `../../private.nii.gz` would be read.
 """
 
 import os

@@ -25,12 +25,13 @@ __all__ = [
     "switch",
     "to_axes",
     "to_channel_order",
+    "to_count",
     "to_data_folder",
     "to_device",
     "to_file",
     "to_fold",
     "to_folder",
-    "to_intensity_range",
+    "to_intensity",
     "to_pairs",
     "to_path",
     "to_resume",
@@ -41,6 +42,9 @@ __all__ = [
     "to_whole",
     "whole",
 ]
+
+
+INTENSITIES = ("ct", "mr", "ct_or_mr", "zscore")  # of a record of weights, and of pre-training
 
 
 class Option(NamedTuple):
@@ -73,9 +77,15 @@ def finite(value: Any) -> Any:
 
 
 def to_whole(value: Any, low: float, high: float = math.inf) -> int:
+    """Return a whole number from ``low`` to ``high``; raises ValueError for anything else."""
     if finite(value) != int(value) or not low <= value <= high:
         raise ValueError
     return int(value)
+
+
+def to_count(value: Any) -> int:
+    """A whole number of at least 1."""
+    return to_whole(value, 1)
 
 
 def whole(about: str, low: int, example: int, high: int | None = None, *, null: bool = False) -> Option:
@@ -107,10 +117,13 @@ def number(
 
 
 def positive(about: str, example: float, *, null: bool = False) -> Option:
+    """A number above 0."""
     return number(about, "above 0", example, above=0.0, null=null)
 
 
 def choice(about: str, *values: str, null: bool = False) -> Option:
+    """One of some texts."""
+
     def convert(value: Any) -> Any:
         if value not in values:
             raise ValueError
@@ -120,6 +133,7 @@ def choice(about: str, *values: str, null: bool = False) -> Option:
 
 
 def to_switch(value: Any) -> bool:
+    """Return true or false as a bool, written as one or as text; raises ValueError for anything else."""
     text = str(value).lower() if isinstance(value, bool | str) else ""
     if text not in ("true", "false"):
         raise ValueError
@@ -127,6 +141,7 @@ def to_switch(value: Any) -> bool:
 
 
 def switch(about: str, *, null: bool = False) -> Option:
+    """True or false."""
     return Option(about, "true or false", to_switch, null)
 
 
@@ -142,6 +157,8 @@ def name(about: str) -> Option:
 
 
 def names(about: str, *, null: bool = False, late: bool = False) -> Option:
+    """A list of different texts that is not empty."""
+
     def convert(value: Any) -> Any:
         if isinstance(value, str) or not isinstance(value, Sequence) or not value or len(set(value)) < len(value):
             raise ValueError
@@ -177,6 +194,7 @@ def to_numbers(value: Any) -> list[Any]:
 
 
 def to_sides(value: Any) -> Any:
+    """Three whole numbers of at least 1."""
     if len(to_numbers(value)) != 3:
         raise ValueError
     sides = [to_whole(side, 1) for side in value]
@@ -184,19 +202,21 @@ def to_sides(value: Any) -> Any:
 
 
 def to_spacing(value: Any) -> Any:
+    """Three numbers from 0.01 to 50, in mm."""
     if len(to_numbers(value)) != 3 or not all(0.01 <= edge <= 50 for edge in value):
         raise ValueError
     return value
 
 
-def to_intensity_range(value: Any) -> Any:
-    limits = to_numbers(value)
-    if limits and (len(limits) != 2 or not limits[0] < limits[1]):
+def to_intensity(value: Any) -> Any:
+    """The name of a scaling of pre-training, or a transform as a configuration has it."""
+    if not (isinstance(value, Mapping) and "_target_" in value) and value not in INTENSITIES:
         raise ValueError
     return value
 
 
 def to_axes(value: Any) -> Any:
+    """Different axes from 0 to 2; the list may be empty."""
     axes = to_numbers(value)
     if not set(axes) <= {0, 1, 2} or len(set(axes)) < len(axes):
         raise ValueError
@@ -204,6 +224,7 @@ def to_axes(value: Any) -> Any:
 
 
 def to_pairs(value: Any) -> Any:
+    """A list of pairs."""
     if isinstance(value, str) or not isinstance(value, Sequence):
         raise ValueError
     if not all(not isinstance(pair, str) and isinstance(pair, Sequence) and len(pair) == 2 for pair in value):
@@ -220,12 +241,14 @@ def to_ends(value: Any) -> Any:
 
 
 def to_path(value: Any) -> str:
+    """A path, with '~' as the folder of the user."""
     if not isinstance(value, str | os.PathLike) or not str(value).strip():
         raise ValueError
     return os.path.expanduser(value)
 
 
 def to_file(value: Any) -> str:
+    """The path of a file that is there."""
     path = Path(to_path(value))
     if path.is_dir():
         raise DetailError("it is a folder")
@@ -235,6 +258,7 @@ def to_file(value: Any) -> str:
 
 
 def to_data_folder(value: Any) -> str:
+    """The path of a folder that is there, or 'phantom'."""
     if value == "phantom":
         return value
     path = Path(to_path(value))
@@ -246,6 +270,7 @@ def to_data_folder(value: Any) -> str:
 
 
 def to_folder(value: Any) -> str:
+    """The path of a folder that is there."""
     if not Path(to_path(value)).is_dir():
         raise DetailError("it does not exist")
     return to_path(value)
@@ -263,14 +288,17 @@ def to_sources(value: Any) -> Any:
 
 
 def path(about: str, *, null: bool = False) -> Option:
+    """A path; nothing need be there yet."""
     return Option(about, "a path", to_path, null)
 
 
 def file(about: str, *, null: bool = False, late: bool = False) -> Option:
+    """The path of a file that is there."""
     return Option(about, "an existing file", to_file, null, late)
 
 
 def to_device(value: Any) -> torch.device:
+    """A device of PyTorch that this machine has."""
     found = ["cpu"] + [f"cuda:{index}" for index in range(torch.cuda.device_count())]
     if torch.backends.mps.is_available():
         found.append("mps")
@@ -285,14 +313,17 @@ def to_device(value: Any) -> torch.device:
 
 
 def to_fold(value: Any) -> int | str:
+    """The number of a fold, 'all' or 'official'."""
     return value if value in ("all", "official") else to_whole(int(value) if str(value).isdigit() else value, 0)
 
 
 def to_resume(value: Any) -> bool | str:
+    """True, False or 'auto'."""
     return value if value == "auto" else to_switch(value)
 
 
 def to_channel_order(value: Any) -> Any:
+    """Names of channels in the order of the files; MONAI may hand over numbers as well."""
     if isinstance(value, str) or not isinstance(value, Sequence) or not value:
         raise ValueError
     return value

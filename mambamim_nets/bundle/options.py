@@ -8,6 +8,7 @@ a value in one sentence that names the option, and writes back what it converts:
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args
@@ -31,21 +32,25 @@ from mambamim_nets.bundle.option_kinds import (
     switch,
     to_axes,
     to_channel_order,
+    to_count,
     to_data_folder,
     to_device,
     to_ends,
     to_fold,
     to_folder,
-    to_intensity_range,
+    to_intensity,
     to_pairs,
     to_path,
     to_resume,
     to_sides,
     to_sources,
     to_spacing,
+    to_switch,
     whole,
 )
-from mambamim_nets.ops.scan_order import ScanKind
+from mambamim_nets.ops.orders import ScanKind
+
+logger = logging.getLogger("mambamim_nets")
 
 __all__ = ["OPTIONS", "Option", "check_options", "rounded_up"]
 
@@ -76,7 +81,6 @@ OPTIONS: dict[str, Option] = {
     "shipped": path("the bundle's own weights", null=True),
     "pretrained": file("weights to start from", null=True),
     "fold_file": file("JSON of folds", null=True),
-    "published_folds": path("JSON of folds that comes with the bundle"),
     # images
     "channels": names("channels of the image, in the network's order"),
     "in_channels": whole("channels of the image", 1, 1),
@@ -87,12 +91,16 @@ OPTIONS: dict[str, Option] = {
         null=True,
         late=True,
     ),
+    "field_of_view": Option(
+        "random fields of view of training images", "a list of transforms {'_target_': ...}, or []", list, late=True
+    ),
     "resampled": names("keys of a case that are brought to the grid of the network"),
-    "intensity": choice("how intensities are scaled", "ct", "mr", "ct_or_mr", "zscore"),
-    "intensity_range": Option(
-        "intensities that become 0 and 1, in HU for CT, in percentiles for MR",
-        """a list of two rising numbers, e.g. "[-175,250]", or []""",
-        to_intensity_range,
+    "interpolation": names("how each of these is interpolated"),
+    "out_channels": Option("channels of the network's result", "a whole number of at least 1", to_count, late=True),
+    "intensity": Option(
+        "how intensities are scaled",
+        "one of ct, mr, ct_or_mr and zscore in pre-training, a transform {'_target_': ...} in other bundles",
+        to_intensity,
     ),
     "spacing": Option(
         "edges of a voxel in mm", """a list of three numbers from 0.01 to 50, e.g. "[1.5,1.5,1.5]\"""", to_spacing
@@ -110,7 +118,7 @@ OPTIONS: dict[str, Option] = {
         to_axes,
     ),
     # what is learnt
-    "labels": mapping("value and name of each structure", "a table {1: 'name', ...}"),
+    "labels": mapping("name and value of each structure", "a table {'name': 1, ...}", item=to_count),
     "regions": mapping("name and labels of each region", "a table {'name': [1, 2], ...}", null=True),
     "classes": names("the negative and the positive class"),
     "diagnoses": names("diagnoses that the table of subjects may hold"),
@@ -128,6 +136,7 @@ OPTIONS: dict[str, Option] = {
     "min_confidence": number("confidence below which a landmark is marked as unsure", "from 0 to 1", 0.3, 0.0, 1.0),
     "threshold": number("probability from which a scan is positive", "from 0 to 1", 0.5, 0.0, 1.0, null=True),
     "keep_largest": switch("whether only the largest part of each structure is kept"),
+    "subjects": mapping("which cases are of one person", "a table {'pattern': '...', 'consecutive': 2}", null=True),
     "phantom": mapping("the synthetic data", "a table {'kind': 'abdomen', 'cases': 10}"),
     "record": mapping("what the weights must say of themselves", "a table", null=True, late=True),
     # network and pre-training
@@ -169,7 +178,10 @@ OPTIONS: dict[str, Option] = {
     "amp": switch("whether to compute in bfloat16 where it is safe"),
     "compile": switch("whether to use torch.compile"),
     "activation_checkpointing": switch("whether to recompute activations, to save memory"),
-    "cache": choice("where prepared scans are kept", "memory", "disk", "none"),
+    "cache_dir": path("folder of prepared scans"),
+    "other_process": Option(
+        "whether this process is not the first of several, and so keeps still", "true or false", to_switch, late=True
+    ),
     "cache_rate": number("share of the scans that is kept in memory", "from 0 to 1", 1.0, 0.0, 1.0),
     "num_workers": whole("processes that load data", 0, 2),
     "sw_batch_size": whole("windows at a time", 1, 4),
@@ -178,6 +190,7 @@ OPTIONS: dict[str, Option] = {
     "max_gib": positive("memory for class probabilities, in GiB", 2.0),
     # results
     "part": choice("part whose cases are evaluated", "train", "val", "test"),
+    "force": switch("whether scans that the weights do not know are segmented all the same"),
     "overwrite": switch("whether finished scans are done again"),
     "pictures": whole("cases with a picture", 0, 8),
     "previews": switch("whether each scan gets a picture"),
@@ -234,7 +247,9 @@ def check_options(parser: ConfigParser, given: Mapping[str, Any]) -> dict[str, A
         values[option] = _converted(option, entry, value)
         if type(values[option]) is not type(held) or values[option] != held:
             changed[option] = values[option]
-    _check_sides(values)
+    _check_intensity(values, content)
+    changed.update(_rounded_sides(values, given))
+    values.update(changed)
     for option, value in changed.items():
         parser[option] = f"$torch.device({str(value)!r})" if isinstance(value, torch.device) else value
     if changed:
@@ -263,7 +278,27 @@ def _converted(option: str, entry: Option, value: Any) -> Any:
         raise ValueError(f"option --{option} {shown} must be {entry.rule}{null}{because} ({entry.about})") from error
 
 
-def _check_sides(values: Mapping[str, Any]) -> None:
+def _check_intensity(values: Mapping[str, Any], content: Mapping[str, Any]) -> None:
+    """Refuse a name of an intensity scaling where the configuration has no table of them."""
+    held = values.get("intensity")
+    if isinstance(held, str) and held not in content.get("intensities", {}):
+        raise ValueError(
+            f"option --intensity {held!r} must be a transform in this configuration, e.g. --intensity"
+            " \"{'_target_': 'ScaleIntensityRanged', 'keys': 'image', 'a_min': -175, 'a_max': 250, 'b_min': 0,"
+            " 'b_max': 1, 'clip': true}\""
+        )
+
+
+def _rounded_sides(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return roi_size with every side a multiple of what the network needs: a task's own is rounded up.
+
+    Raises:
+        ValueError: the command line gives one that is none.
+    """
     multiple, sides = values.get("side_multiple"), values.get("roi_size")
-    if multiple is not None and sides is not None and list(sides) != (valid := rounded_up(sides, multiple)):
+    if multiple is None or sides is None or list(sides) == (valid := rounded_up(sides, multiple)):
+        return {}
+    if "roi_size" in given:
         raise ValueError(f"roi_size {list(sides)} must be divisible by {multiple} on every axis; try {valid}")
+    logger.info("roi_size %s: %s, since this network needs multiples of %d", list(sides), valid, multiple)
+    return {"roi_size": valid}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from pydoc import locate
 from typing import Any
@@ -15,16 +15,13 @@ from typing import Any
 from monai.bundle import ConfigComponent, ConfigParser, ConfigWorkflow, ReferenceResolver
 
 from mambamim_nets.bundle.config import flag
-from mambamim_nets.bundle.data.datasets import dataset_folder
-from mambamim_nets.bundle.transforms.augmentation import augmentations
 
 __all__ = ["check_components", "check_names", "check_task", "check_texts"]
 
 TRACKING = ("tracking_uri", "experiment_name", "run_name", "save_execute_config")  # options of MONAI's --tracking
 _SPECIAL = sorted(ConfigComponent.non_arg_keys)  # _target_, _disabled_, ...
 _OF_TASK = ("labels", "classes", "channels")  # what tells one task of a bundle from another
-# tables that are passed to a function
-_ARGUMENTS: dict[str, Callable[..., Any]] = {"augmentation": augmentations, "phantom": dataset_folder}
+_KEYS = {"phantom": {"kind", "cases"}}  # of tables that are passed on as a whole
 
 
 def _parts(key: str) -> list[str]:
@@ -79,8 +76,8 @@ def _check_nested(parser: ConfigParser, before: ConfigParser, key: str, what: st
         return
     held = before.get(parent)
     known = set(held) if isinstance(held, Mapping) else set()
-    if function := _ARGUMENTS.get(parent):
-        known |= set(inspect.signature(function).parameters)
+    if parent in _KEYS:
+        known = _KEYS[parent]
     elif any(_reads(reference, parent, leaf) for reference in _references(parser.config)):
         return
     if leaf not in known:
@@ -177,7 +174,9 @@ def check_texts(parser: ConfigParser, files: Sequence[str], given: Mapping[str, 
     """Refuse texts that MONAI would change, and references of options to what is not there.
 
     Args:
-        parser, files, given: as in ``check_names``.
+        parser: as in ``check_names``.
+        files: as in ``check_names``.
+        given: as in ``check_names``.
 
     Raises:
         ValueError: that names the option, or the file and its key.
@@ -247,4 +246,4 @@ def _of_task(path: Path, parser: ConfigParser) -> dict[str, Any]:
 
 
 def _listed(value: Any) -> list[Any]:
-    return list(value.values() if isinstance(value, Mapping) else value or [])
+    return list(value or [])

@@ -15,7 +15,6 @@ from monai.utils import set_determinism
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
 
-from mambamim_nets.bundle.config import flag
 from mambamim_nets.layers.conv import MedNeXtBlock, ResidualBlock
 from mambamim_nets.layers.mamba import MambaLayer
 from mambamim_nets.nets.mm_unet import MetaBlock
@@ -24,7 +23,6 @@ from mambamim_nets.pretraining.mambamim import DecoderStage
 __all__ = [
     "bare",
     "checkpoint_activations",
-    "default_device",
     "init_distributed",
     "interactive",
     "launch_device",
@@ -56,11 +54,6 @@ def process_rank() -> int:
 def bare(network: nn.Module) -> nn.Module:
     """Return a network without its wrapper for distributed training."""
     return network.module if isinstance(network, nn.parallel.DistributedDataParallel) else network
-
-
-def default_device() -> torch.device:
-    """Return the first CUDA device, else the CPU."""
-    return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
 
 
 def interactive() -> bool:
@@ -126,7 +119,7 @@ def reuse_memory() -> None:
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
-def checkpoint_activations(network: nn.Module, enabled: bool | str = False) -> nn.Module:
+def checkpoint_activations(network: nn.Module, enabled: bool = False) -> nn.Module:
     """Make the blocks of a network keep only their inputs for the backward pass and compute the rest again there.
 
     Args:
@@ -136,7 +129,7 @@ def checkpoint_activations(network: nn.Module, enabled: bool | str = False) -> n
     Returns:
         The network.
     """
-    if flag(enabled, "activation_checkpointing"):
+    if enabled:
         apply_activation_checkpointing(network, check_fn=lambda module: isinstance(module, BLOCKS))
         logger.info("activation checkpointing: less memory, more time")
     return network

@@ -4,27 +4,31 @@ from __future__ import annotations
 
 import inspect
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from monai.bundle import ConfigWorkflow
+from monai.bundle import ConfigParser, ConfigWorkflow
 
 from mambamim_nets.bundle import errors, stops
 from mambamim_nets.bundle.config import callers
 from mambamim_nets.bundle.options import check_options
 from mambamim_nets.bundle.overrides import check_components, check_names, check_task, check_texts
+from mambamim_nets.bundle.runtime import seed_everything
 
 __all__ = ["check_folder", "start_run"]
 
 FOLDERS = ("output_dir", "eval_dir")
 
 
-def start_run() -> None:
-    """Check the running configuration and its options; the first thing that ``initialize`` does.
+def start_run(seed: int | None = None) -> None:
+    """Check the running configuration and its options, and seed everything random; ``initialize`` does it first.
 
     MONAI hands neither to expressions, so both are found on the call stack: the running ConfigWorkflow has the
     configuration, and ``create_workflow`` of ``monai.bundle run`` holds the files and the options.
+
+    Args:
+        seed: of Python, NumPy and PyTorch; None: what is random stays so.
 
     Raises:
         ValueError: an option, a name or a value is refused; the sentence says which, and what to do.
@@ -40,9 +44,15 @@ def start_run() -> None:
             config_file = frame.f_locals.get("config_file")
             files = [config_file] if isinstance(config_file, str) else list(config_file or ())
             given = _options(frame.f_locals)
-    if workflow is None:
-        return
-    parser = workflow.parser
+    if workflow is not None:
+        values = _check(workflow.parser, files, given)
+        seed = values.get("seed") if seed is not None else None
+    if seed is not None:
+        seed_everything(seed)
+
+
+def _check(parser: ConfigParser, files: Sequence[str], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Check a configuration, and install what the run does when it fails or is stopped; returns its options."""
     if files:
         check_names(parser, files, given)
     check_texts(parser, files, given)
@@ -54,6 +64,7 @@ def start_run() -> None:
             check_folder(values[option], option)
     errors.keep_tracebacks_in(values.get("output_dir"))
     stops.install(parser, values)
+    return values
 
 
 def _options(local: Mapping[str, Any]) -> dict[str, Any]:

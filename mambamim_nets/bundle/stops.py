@@ -1,7 +1,7 @@
 """How a run ends that is stopped: SIGINT (Ctrl-C) and SIGTERM (a queue's time limit) with one line, status 130 and 143.
 
 A signal ends a run at any point. What is on disk then is whole, because every file of a run is written under another
-name and renamed: the line says which of it the next start goes on from. Only programs of ``monai.bundle`` are changed.
+name and renamed: the line says which of it the next start goes on from. Only programs of `monai.bundle` are changed.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def install(parser: ConfigParser, values: Mapping[str, Any]) -> None:
-    """Let signals end ``python -m monai.bundle`` with one line; elsewhere do nothing.
+    """Let signals end `python -m monai.bundle` with one line; elsewhere do nothing.
 
     Args:
         parser: of the running configuration.
-        values: its options; see ``check_options``.
+        values: its options; see `check_options`.
     """
     if not is_bundle_program():
         return
@@ -63,7 +63,8 @@ def last_line(stopped_by: str, parser: ConfigParser, values: Mapping[str, Any]) 
 
     Args:
         stopped_by: name of the signal.
-        parser, values: see ``install``.
+        parser: of the running configuration.
+        values: its options.
     """
     folder = values.get("output_dir", "")
     if "eval_dir" in values:

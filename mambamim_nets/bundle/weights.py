@@ -11,6 +11,8 @@ from monai.transforms import Compose, Spacingd
 from torch import nn
 
 from mambamim_nets.bundle.config import bundle_root
+from mambamim_nets.bundle.runtime import checkpoint_activations
+from mambamim_nets.bundle.transforms.normalisation import scaling_of
 from mambamim_nets.checkpoint import load_encoder, load_weights
 from mambamim_nets.records import network_record
 
@@ -22,6 +24,8 @@ __all__ = [
     "start_classifier",
     "start_network",
     "trained_network",
+    "weights_caption",
+    "weights_note",
 ]
 
 logger = logging.getLogger("mambamim_nets")
@@ -31,15 +35,20 @@ _OF_PRETRAINING = ("spacing", "intensity", "intensity_range", "roi_size")  # wha
 def record(network: nn.Module, preprocessing: Compose | None = None, **facts: Any) -> dict[str, Any]:
     """Return what weights of a network are, to be written into their file and compared with what a file says.
 
-    What can be read from the network and its preprocessing is read there, since an option need not have reached them.
+    What can be read from the network and its preprocessing is read there, since an option need not have reached them:
+    settings of the network, how intensities are scaled, and the spacing.
 
     Args:
         network: as built.
-        preprocessing: of its images, whose ``Spacingd`` says their spacing; None where any will do.
-        facts: the rest, from the options: task, channels, labels, intensity.
+        preprocessing: of its images; None where any will do.
+        facts: the rest, from the options: task, channels, labels; of a table its names.
     """
-    spacing = None if preprocessing is None else spacing_of(preprocessing)
-    return {**network_record(network), **facts, **({} if spacing is None else {"spacing": spacing})}
+    said = {key: value if isinstance(value, str | int | float) else list(value or []) for key, value in facts.items()}
+    read: dict[str, Any] = {}
+    if preprocessing is not None:
+        spacing = spacing_of(preprocessing)
+        read = scaling_of(preprocessing.flatten().transforms) | ({} if spacing is None else {"spacing": spacing})
+    return {**network_record(network), **said, **read}
 
 
 def spacing_of(preprocessing: Compose) -> list[float] | None:
@@ -67,6 +76,7 @@ def start_network(
     adapt_input: bool = False,
     record: Mapping[str, Any] | None = None,
     roi_size: Sequence[int] | None = None,
+    activation_checkpointing: bool = False,
 ) -> nn.Module:
     """Return a network ready for training; the log says how it starts.
 
@@ -74,13 +84,16 @@ def start_network(
     Where these were trained at another spacing, intensity or crop, a warning says so.
 
     Args:
-        network, pretrained, adapt_input: as in ``load_encoder``.
+        network: as in ``load_encoder``.
+        pretrained: as in ``load_encoder``; None: from scratch.
+        adapt_input: as in ``load_encoder``.
         record: what the run's own weights will be.
         roi_size: the run's crops, in voxels.
+        activation_checkpointing: see ``checkpoint_activations``.
     """
     if not pretrained:
         logger.info("starting weights: none, training from scratch")
-        return network
+        return checkpoint_activations(network, activation_checkpointing)
     if hasattr(network, "encoder"):
         report = load_encoder(network, pretrained, adapt_input)
         logger.info("starting weights: encoder, %s", report)
@@ -89,7 +102,7 @@ def start_network(
         logger.info("starting weights: %s", report)
     if differing := other_pretraining(report.record, record or {}, roi_size):
         logger.warning("%s was trained at other values than this run: %s", pretrained, differing)
-    return network
+    return checkpoint_activations(network, activation_checkpointing)
 
 
 def _networks() -> set[str]:
@@ -97,23 +110,58 @@ def _networks() -> set[str]:
     return {path.stem for path in Path(bundle_root(), "configs", "networks").glob("*.json")}
 
 
-def trained_network(network: nn.Module, checkpoint: str, record: Mapping[str, Any] | None = None) -> nn.Module:
+def trained_network(
+    network: nn.Module,
+    checkpoint: str,
+    record: Mapping[str, Any] | None = None,
+    mirror_axes: Sequence[int] = (),
+    force: bool = False,
+) -> nn.Module:
     """Return a network with all its weights from ``checkpoint``, in evaluation mode; never with random ones.
 
     Args:
-        network, checkpoint, record: as in ``load_weights``.
+        network: as in ``load_weights``.
+        checkpoint: as in ``load_weights``.
+        record: as in ``load_weights``.
+        mirror_axes: axes along which the network's input will be mirrored; training must have mirrored them too.
+        force: whether to mirror other axes all the same, with a warning.
 
     Raises:
         FileNotFoundError, ValueError: as ``load_weights``.
+        ValueError: training did not mirror one of ``mirror_axes``, or the weights do not say so.
     """
     report = load_weights(network, checkpoint, record, _networks())
+    if objection := _mirror_objection(report.record.get("mirrored"), mirror_axes):
+        if not force:
+            raise ValueError(f"mirror_axes {list(mirror_axes)}: {objection}; leave the option out")
+        logger.warning("FORCED, mirror_axes %s: %s", list(mirror_axes), objection)
     logger.info("weights: %s", report)
     if record and not report.record:
         logger.warning("%s does not say what its weights are: task and spacing are taken on trust", checkpoint)
-    note = Path(checkpoint).with_suffix(".txt")
-    if note.is_file():
-        logger.warning(note.read_text().strip())
+    if note := weights_note(checkpoint):
+        logger.warning(note)
     return network.eval()
+
+
+def _mirror_objection(mirrored: Sequence[int] | None, wanted: Sequence[int]) -> str:
+    if not set(wanted) - set(mirrored or ()):
+        return ""
+    if mirrored is None:
+        return "the weights do not say which axes were mirrored in training"
+    return f"must be among those that were mirrored when the weights were trained, {list(mirrored) or 'none'}"
+
+
+def weights_note(checkpoint: str | None) -> str:
+    """Return the text that lies beside a file of weights, such as that they are a demonstration, on one line; or ""."""
+    note = Path(checkpoint).with_suffix(".txt") if checkpoint else None
+    return " ".join(note.read_text(encoding="utf-8").split()) if note is not None and note.is_file() else ""
+
+
+def weights_caption(note: str) -> str:
+    """Return the note of a file of weights in the few words that a picture or a DICOM attribute has room for."""
+    if not note:
+        return ""
+    return "demonstration weights" if "demonstration" in note else "weights for research only"
 
 
 def shipped_weights(bundle_root: str, weights: str | None) -> str:

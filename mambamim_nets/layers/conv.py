@@ -1,7 +1,7 @@
 """Convolutional layers that run on a dense feature map or on its visible blocks with the same weights.
 
-``neighbours`` is None for a dense map (B, C, D, H, W); for visible blocks (N, C, b, b, b) it is the table of
-``ops.blocks.neighbour_table``. Only ``Conv3`` looks at it: everything else is pointwise.
+`neighbours` is None for a dense map (B, C, D, H, W); for visible blocks (N, C, b, b, b) it is the table of
+`ops.blocks.neighbour_table`. Only `Conv3` looks at it: everything else is pointwise.
 
 Sources: MedNeXt block, Roy et al. 2023, with normalisation per voxel; residual skip block and widths, MambaMIM section
 3.2.
@@ -26,13 +26,14 @@ class Conv3(nn.Conv3d):
     Args:
         in_channels: channels in.
         out_channels: channels out.
-        groups: 1, or ``in_channels`` for a depthwise convolution.
+        groups: 1, or `in_channels` for a depthwise convolution.
     """
 
     def __init__(self, in_channels: int, out_channels: int, groups: int = 1) -> None:
         super().__init__(in_channels, out_channels, kernel_size=3, padding=1, groups=groups)
 
     def forward(self, x: Tensor, neighbours: Tensor | None = None) -> Tensor:
+        """Convolve a dense map (B, C, D, H, W) or visible blocks (N, C, b, b, b): same sides out."""
         if torch.jit.is_scripting():
             return self._conv_forward(x, self.weight, self.bias)
         if self.groups > 1:
@@ -61,6 +62,7 @@ class VoxelNorm(nn.LayerNorm):
         self.negative_slope = negative_slope
 
     def forward(self, x: Tensor) -> Tensor:
+        """Normalise every voxel of (B, C, D, H, W) over its channels; same shape out."""
         y = F.layer_norm(x.movedim(1, -1), self.normalized_shape, self.weight, self.bias, self.eps)
         if self.negative_slope != 1:  # before the view: autograd copies what is written through one
             y = F.leaky_relu(y, self.negative_slope, inplace=True)
@@ -72,7 +74,7 @@ class MedNeXtBlock(nn.Module):
 
     Args:
         channels: channels in and out.
-        expansion: width of the hidden 1^3 layer over ``channels``.
+        expansion: width of the hidden 1^3 layer over `channels`.
     """
 
     def __init__(self, channels: int, expansion: int) -> None:
@@ -83,6 +85,7 @@ class MedNeXtBlock(nn.Module):
         self.compress = nn.Conv3d(expansion * channels, channels, kernel_size=1)
 
     def forward(self, x: Tensor, neighbours: Tensor | None = None) -> Tensor:
+        """Transform a dense map (B, C, D, H, W) or visible blocks (N, C, b, b, b); same shape out."""
         y = self.norm(self.depthwise(x, neighbours))
         return x + self.compress(F.gelu(self.expand(y)))
 
@@ -106,6 +109,7 @@ class ResidualBlock(nn.Module):
             self.shortcut = nn.Sequential(nn.Conv3d(in_channels, out_channels, kernel_size=1), VoxelNorm(out_channels))
 
     def forward(self, x: Tensor, neighbours: Tensor | None = None) -> Tensor:
+        """Transform a dense map (B, C, D, H, W) or visible blocks (N, C, b, b, b): same sides out."""
         y = self.norm1(self.conv1(x, neighbours))
         y = self.norm2(self.conv2(y, neighbours))
         return F.leaky_relu(self.shortcut(x) + y, 0.01, inplace=True)

@@ -1,6 +1,6 @@
 """Mamba on tokens: the selective state-space mixer, the pre-norm layer around it, and a mixer of several grid scans.
 
-Parameter names and initialisation are those of ``mamba_ssm.Mamba`` (Gu and Dao 2023), those of the backward direction
+Parameter names and initialisation are those of `mamba_ssm.Mamba` (Gu and Dao 2023), those of the backward direction
 of Vision Mamba (Zhu et al. 2024), so that weights move between us and everything built on them.
 
 Glossary
@@ -27,8 +27,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from mambamim_nets.ops.causal_conv import causal_conv
-from mambamim_nets.ops.selective_scan import selective_scan
+from mambamim_nets.ops.causal import causal_conv
+from mambamim_nets.ops.recurrence import selective_scan
 
 __all__ = ["FORMER_NORM_EPS", "NORM_EPS", "GridMixer", "MambaLayer", "MambaMixer", "TokenNorm"]
 
@@ -47,7 +47,7 @@ class MambaMixer(nn.Module):
         d_conv: width of the causal convolution.
         expand: d_inner / d_model.
         bidirectional: also scan the reversed sequence, with its own convolution and state-space parameters (suffix
-            ``_b``).
+            `_b`).
     """
 
     __constants__ = ["bidirectional"]  # noqa: RUF012  # scripting drops the branch that is not taken
@@ -148,7 +148,7 @@ class GridMixer(MambaMixer):
         scans: 1: raster (d, h, w), the last axis fastest; 2: raster and its full reverse; 6: raster over (d, h, w),
             (h, w, d) and (w, d, h), each with its reverse.
         share_directions: one convolution and state space for all scans. Otherwise each has its own, named as in
-            ``MambaMixer`` with suffixes "", "_b", "_hwd", "_hwd_b", "_wdh" and "_wdh_b".
+            `MambaMixer` with suffixes "", "_b", "_hwd", "_hwd_b", "_wdh" and "_wdh_b".
         d_state: states per channel.
         d_conv: width of the causal convolution.
         expand: d_inner / d_model.
@@ -202,7 +202,7 @@ class GridMixer(MambaMixer):
 class TokenNorm(nn.LayerNorm):
     """Layer norm of tokens (B, L, C) whose eps belongs to its weights and travels with them.
 
-    A state dict holds it in its ``_metadata``, where PyTorch keeps versions of modules, and loading takes it over. One
+    A state dict holds it in its `_metadata`, where PyTorch keeps versions of modules, and loading takes it over. One
     with metadata that do not say it is of a time when it was 1e-6, and gets that; one without any leaves it alone.
     """
 
@@ -238,8 +238,8 @@ class MambaLayer(nn.Module):
         d_model: token width.
         d_state: states per channel.
         mlp_ratio: hidden width of the MLP over d_model.
-        bidirectional: see ``MambaMixer``.
-        norm_eps: of both norms; weights that are loaded bring their own, see ``TokenNorm``.
+        bidirectional: see `MambaMixer`.
+        norm_eps: of both norms; weights that are loaded bring their own, see `TokenNorm`.
     """
 
     def __init__(

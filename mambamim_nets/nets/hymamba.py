@@ -2,7 +2,7 @@
 
 The CNN stage (MedNeXt blocks, max-pooling) brings a volume to stride 16, the Mamba stage (bidirectional Vision Mamba)
 mixes the resulting tokens along a scan order. The same weights run dense, or sparse on the visible blocks of a masked
-volume, where hidden voxels are not computed (Algorithm 1; see ``ops.blocks``).
+volume, where hidden voxels are not computed (Algorithm 1; see `ops.blocks`).
 
 Glossary
     S_i          feature map of CNN stage i, zero where hidden
@@ -10,7 +10,7 @@ Glossary
     visible      (B, 1, d, h, w) bool, True = kept; d = D / 16
 
 Deviations from the public code: bidirectional Mamba (the paper's), any grid size, tokens kept in scan order, the number
-of visible tokens counted per sample, and the initialisation of the Mamba stage (see ``layers.mamba``).
+of visible tokens counted per sample, and the initialisation of the Mamba stage (see `layers.mamba`).
 
 Deviation from the paper: it names MedNeXt's decoder for segmentation, the public code builds UNETR's, and so do we: its
 results, counts of parameters and weights are those of that network.
@@ -27,11 +27,12 @@ from torch import Tensor, nn
 from mambamim_nets.layers.conv import Conv3, MedNeXtBlock, ResidualBlock
 from mambamim_nets.layers.mamba import NORM_EPS, MambaLayer
 from mambamim_nets.layers.position import sincos_position
-from mambamim_nets.masking import check_visible, place_tokens, token_grid
+from mambamim_nets.masking import STRIDE, check_visible, expand_visible, place_tokens, token_grid
+from mambamim_nets.nets.protocols import Encoding
 from mambamim_nets.ops.blocks import neighbour_table, pack, unpack
-from mambamim_nets.ops.scan_order import scan_order
+from mambamim_nets.ops.orders import scan_order
 
-__all__ = ["SIZES", "Encoding", "HyMamba", "HyMambaFeatures", "HyMambaSeg", "Size"]
+__all__ = ["SIZES", "HyMamba", "HyMambaFeatures", "HyMambaSeg", "Size"]
 
 
 class Size(NamedTuple):
@@ -53,19 +54,6 @@ SIZES = {
 """base: the published network. tiny: ours, for laptops, tests and shipped weights."""
 
 
-class Encoding(NamedTuple):
-    """What decoders read.
-
-    skips: maps by stride, (B, C, D / stride, ...), or their visible blocks (N, C, b, b, b) if there was a mask.
-    tokens: (B, K, C) in scan order. order, inverse: that order, (T,) int64, and its inverse.
-    """
-
-    skips: dict[int, Tensor]
-    tokens: Tensor
-    order: Tensor
-    inverse: Tensor
-
-
 class HyMamba(nn.Module):
     """Hybrid CNN + Mamba encoder.
 
@@ -82,6 +70,8 @@ class HyMamba(nn.Module):
     Attributes:
         widths: channels of the five feature maps, strides 1, 2, 4, 8, 16.
     """
+
+    kind = "HyMamba"
 
     def __init__(
         self,
@@ -102,9 +92,11 @@ class HyMamba(nn.Module):
             raise ValueError(f"mamba_depth {mamba_depth} must be at least 0; None takes the size's own")
         spec = SIZES[size]
         depth = spec.mamba_layers if mamba_depth is None else mamba_depth
-        self.in_channels, self.size, self.scan, self.scan_seed = in_channels, size, scan, scan_seed
+        self.in_channels, self.scan, self.scan_seed = in_channels, scan, scan_seed
+        self.size: Literal["base", "tiny"] = size
         self.bidirectional, self.mamba_depth = bidirectional, depth
-        self.widths = (*spec.widths, spec.widths[-1])
+        self.widths: tuple[int, ...] = (*spec.widths, spec.widths[-1])
+        self.token_shape: tuple[int, ...] = (1, in_channels, STRIDE, STRIDE, STRIDE)
         scan_order((1, 1, 1), scan, scan_seed)  # refuses an unknown order now
         self.stem = Conv3(in_channels, spec.stem)
         self.widen = nn.ModuleList(Conv3(i, o) for i, o in zip((spec.stem, *spec.widths), spec.widths, strict=False))
@@ -127,7 +119,7 @@ class HyMamba(nn.Module):
         return self
 
     def _convolve(self, x: Tensor, neighbours: Tensor | None, strides: list[int]) -> tuple[dict[int, Tensor], Tensor]:
-        """Run the CNN stage on a dense map, or on visible blocks: skips at ``strides``, and the map at stride 16."""
+        """Run the CNN stage on a dense map, or on visible blocks: skips at `strides`, and the map at stride 16."""
         if neighbours is None:
             # contiguous() would leave one channel as it is, and convolutions then take it for channels-first
             x = x.clone(memory_format=torch.channels_last_3d)
@@ -156,7 +148,7 @@ class HyMamba(nn.Module):
         return tokens
 
     def _scripted(self, x: Tensor, visible: Tensor | None) -> list[Tensor]:
-        """Do what ``forward`` does when it is dense and raster, in TorchScript."""
+        """Do what `forward` does when it is dense and raster, in TorchScript."""
         if visible is not None:
             raise ValueError("visible must be None: a scripted network is dense; use the network in Python")
         if x.ndim != 5 or any([side < 16 or side % 16 != 0 for side in x.shape[2:]]):
@@ -172,16 +164,10 @@ class HyMamba(nn.Module):
         token_visible: Tensor | None = None,
         strides: tuple[int, ...] = (1, 2, 4, 8),
     ) -> Encoding:
-        """Encode a volume, or the visible part of it.
+        """Encode a volume, or the visible part of it. Arguments and result: `Encoder.encode`.
 
-        Args:
-            x: (B, C_in, D, H, W) float, sides multiples of 16.
-            visible: (B, 1, d, h, w) bool, what the CNN stage sees; None: everything.
-            token_visible: likewise for the Mamba stage; None: the same, which is bottom-up masking.
-            strides: at which strides skip maps are wanted; others are not computed.
-
-        Returns:
-            Encoding.
+        Where `visible` and `token_visible` differ, CNN and Mamba stage see different parts; the paper's bottom-up
+        masking has one mask. Skip maps at other strides than `strides` are not computed.
 
         Raises:
             ValueError: on a wrong number of axes or channels, a side that 16 does not divide, or an invalid mask.
@@ -210,6 +196,19 @@ class HyMamba(nn.Module):
             tokens = rearrange(tokens[kept], "(b k) c -> b k c", b=x.shape[0])
         return Encoding(skips, self._mix(tokens), order, inverse)
 
+    def encode_filled(self, x: Tensor, visible: Tensor, token: Tensor) -> Encoding:
+        """Encode a volume with a block of voxels, (1, C_in, 16, 16, 16), in its hidden places: all tokens, no skips."""
+        grid = token_grid(x.shape[2:])
+        check_visible(visible, x.shape[0], grid)
+        filled = torch.where(expand_visible(visible, STRIDE), x, token.repeat(1, 1, *grid))
+        return self.encode(filled, strides=())
+
+    def with_decoder(self, out_channels: int) -> "HyMambaSeg":
+        """Return a `HyMambaSeg` of this size with a new decoder and this very encoder."""
+        network = HyMambaSeg(self.in_channels, out_channels, self.size)
+        network.encoder = self
+        return network
+
     def forward(self, x: Tensor, visible: Tensor | None = None) -> list[Tensor]:
         """Return the five feature maps of a volume.
 
@@ -218,7 +217,7 @@ class HyMamba(nn.Module):
             visible: (B, 1, d, h, w) bool, True = kept, the same number in every sample; None: dense.
 
         Returns:
-            Maps at strides 1, 2, 4, 8, 16 with ``widths`` channels, zero where hidden.
+            Maps at strides 1, 2, 4, 8, 16 with `widths` channels, zero where hidden.
         """
         if torch.jit.is_scripting():
             return self._scripted(x, visible)
@@ -244,11 +243,11 @@ class HyMambaSeg(nn.Module):
         in_channels: image channels.
         out_channels: classes with background (softmax), or regions (sigmoid).
         size: "base" (41.8 M parameters at 1 channel and 14 classes) or "tiny".
-        scan: see ``HyMamba``.
-        bidirectional: see ``HyMamba``.
-        scan_seed: see ``HyMamba``.
-        mamba_depth: see ``HyMamba``.
-        norm_eps: see ``HyMamba``.
+        scan: see `HyMamba`.
+        bidirectional: see `HyMamba`.
+        scan_seed: see `HyMamba`.
+        mamba_depth: see `HyMamba`.
+        norm_eps: see `HyMamba`.
     """
 
     def __init__(
@@ -294,7 +293,7 @@ class HyMambaSeg(nn.Module):
 
 
 class HyMambaFeatures(HyMamba):
-    """HyMamba that returns its deepest feature map only; arguments and weights are those of ``HyMamba``."""
+    """HyMamba that returns its deepest feature map only; arguments and weights are those of `HyMamba`."""
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         """Encode (B, C_in, D, H, W), sides multiples of 16: features (B, widths[4], D / 16, H / 16, W / 16)."""

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from mambamim_nets.layers.mamba import NORM_EPS, MambaLayer, TokenNorm
 from mambamim_nets.layers.position import sincos_position
 from mambamim_nets.masking import STRIDE, check_visible, place_tokens, token_grid
-from mambamim_nets.nets.hymamba import Encoding
-from mambamim_nets.ops.scan_order import scan_order
+from mambamim_nets.nets.protocols import Encoding
+from mambamim_nets.ops.orders import scan_order
 
 __all__ = ["UNETR_SIZES", "MambaUNETR", "VisionMamba"]
 
@@ -56,6 +56,8 @@ class VisionMamba(nn.Module):
         widths: channels of the one map, at stride 16, that pre-training reads.
     """
 
+    kind = "VisionMamba"
+
     def __init__(
         self,
         in_channels: int = 1,
@@ -71,9 +73,11 @@ class VisionMamba(nn.Module):
         if in_channels < 1:
             raise ValueError(f"in_channels {in_channels} must be at least 1")
         spec = UNETR_SIZES[size]
-        self.in_channels, self.size, self.scan, self.scan_seed = in_channels, size, scan, scan_seed
+        self.in_channels, self.scan, self.scan_seed = in_channels, scan, scan_seed
+        self.size: Literal["base", "tiny"] = size
         self.bidirectional = bidirectional
-        self.widths = (spec.width,)
+        self.widths: tuple[int, ...] = (spec.width,)
+        self.token_shape = self.widths
         scan_order((1, 1, 1), scan, scan_seed)  # refuses an unknown order now
         self.stem = nn.Conv3d(in_channels, spec.width, kernel_size=STRIDE, stride=STRIDE)
         self.mamba = nn.ModuleList(
@@ -115,32 +119,31 @@ class VisionMamba(nn.Module):
         visible: Tensor | None = None,
         token_visible: Tensor | None = None,
         strides: tuple[int, ...] = (),
-        token: Tensor | None = None,
     ) -> Encoding:
-        """Encode a volume, or its visible patches; hidden ones never enter.
-
-        Args:
-            x: (B, C_in, D, H, W) float, sides multiples of 16.
-            visible: (B, 1, d, h, w) bool; None: everything.
-            token_visible: None or the same mask: there is no CNN stage that could see another.
-            strides: (): there are no skip maps.
-            token: (width,), what stands for the embedding of every hidden patch, so that all tokens enter; None:
-                hidden ones do not.
-
-        Returns:
-            Encoding without skips.
+        """Encode a volume, or its visible patches; hidden ones never enter. Arguments and result: `Encoder.encode`.
 
         Raises:
             ValueError: on a wrong number of axes or channels, a side that 16 does not divide, an invalid mask, two
-                different masks, or any stride.
+                different masks (there is no CNN stage that could see another), or any stride (there are no skip maps).
         """
         if strides:
             raise ValueError(f"strides {strides} must be (): {type(self).__name__} has no skip maps")
         one_mask = token_visible is None or token_visible is visible
         if not one_mask and (visible is None or token_visible is None or not torch.equal(visible, token_visible)):
             raise ValueError("token_visible must equal visible or be None: without a CNN stage there is one mask")
+        taps, order, inverse = self._read(x, visible)
+        return Encoding({}, taps[-1], order, inverse)
+
+    def encode_filled(self, x: Tensor, visible: Tensor, token: Tensor) -> Encoding:
+        """Encode a volume with a token, (width,), for the embedding of every hidden patch: all tokens, no skips."""
         taps, order, inverse = self._read(x, visible, token)
         return Encoding({}, taps[-1], order, inverse)
+
+    def with_decoder(self, out_channels: int) -> "MambaUNETR":
+        """Return a `MambaUNETR` of this size with a new decoder and this very encoder."""
+        network = MambaUNETR(self.in_channels, out_channels, self.size)
+        network.encoder = self
+        return network
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Return four maps (B, width, D / 16, H / 16, W / 16) of (B, C_in, D, H, W): layers 3, 6, 9, 12 of base."""
@@ -152,16 +155,16 @@ class VisionMamba(nn.Module):
 class MambaUNETR(nn.Module):
     """UNETR's decoder, MONAI's blocks, on Vision Mamba features and the image.
 
-    The decoder is channels-last with its instance norm written as a group norm, as in ``HyMambaSeg``.
+    The decoder is channels-last with its instance norm written as a group norm, as in `HyMambaSeg`.
 
     Args:
         in_channels: image channels.
         out_channels: classes with background (softmax), or regions (sigmoid).
         size: "base" (the paper's Vanilla Mamba, 84.0 M parameters at 1 channel and 14 classes) or "tiny".
-        scan: see ``VisionMamba``.
-        bidirectional: see ``VisionMamba``.
-        scan_seed: see ``VisionMamba``.
-        norm_eps: see ``VisionMamba``.
+        scan: see `VisionMamba`.
+        bidirectional: see `VisionMamba`.
+        scan_seed: see `VisionMamba`.
+        norm_eps: see `VisionMamba`.
     """
 
     def __init__(

@@ -4,7 +4,7 @@ Published: a symmetric U of stem, encoder blocks, bottleneck block and decoder b
 is hybrid, two convolutions and then Mamba inside one residual connection, in encoder and bottleneck, with the
 bidirectional scan (d, h, w) and its full reverse; deep supervision at the three finest decoder resolutions.
 
-Ours, since no code exists and the text at hand does not say:
+Ours, since no code exists and the paper does not say:
     plan         nnU-Net's: 6 resolutions, widths 32 to 320, stride 2 everywhere; instance norm, affine, written as a
                  group norm of one channel per group; LeakyReLU 0.01; convolutions with bias
     hybrid       y = LeakyReLU(P(x) + SSM(norm(conv(LeakyReLU(norm(conv_s(x)))))), P a strided 1^3 convolution
@@ -21,9 +21,10 @@ Ours, since no code exists and the text at hand does not say:
 
 Glossary
     resolutions  number of levels; sides must be multiples of 2^(resolutions - 1)
-    SSM          state-space module, ``layers.mamba.GridMixer`` behind a layer norm
+    SSM          state-space module, `layers.mamba.GridMixer` behind a layer norm
 """
 
+import math
 from typing import Literal
 
 import torch
@@ -43,7 +44,7 @@ Block = Literal["cnn", "ssm", "hybrid_inside", "hybrid_outside"]
 
 
 class GridMamba(nn.Module):
-    """The state-space module on a feature map (B, C, D, H, W): layer norm over channels, then a ``GridMixer``."""
+    """The state-space module on a feature map (B, C, D, H, W): layer norm over channels, then a `GridMixer`."""
 
     def __init__(self, channels: int, scans: Literal[1, 2, 6], share_directions: bool) -> None:
         super().__init__()
@@ -63,8 +64,8 @@ class MetaBlock(nn.Module):
         out_channels: channels out.
         stride: 1 or 2.
         block: "cnn", "ssm", "hybrid_inside" or "hybrid_outside".
-        scans: see ``MMUNet``.
-        share_directions: see ``MMUNet``.
+        scans: see `MMUNet`.
+        share_directions: see `MMUNet`.
     """
 
     def __init__(
@@ -90,6 +91,7 @@ class MetaBlock(nn.Module):
             self.ssm = GridMamba(out_channels, scans, share_directions)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Transform (B, in_channels, D, H, W): (B, out_channels, D / stride, H / stride, W / stride)."""
         if self.block == "ssm":
             y = self.ssm(self.reduce(x))
         else:
@@ -109,7 +111,7 @@ class MMUNet(nn.Module):
         out_channels: classes with background (softmax), or regions (sigmoid).
         size: "base" (33.9 M parameters at 1 channel, 16 classes and 6 resolutions) or "tiny".
         resolutions: levels of the U, 2 to 6; 5 suits 96^3.
-        block: what stands at the places of ``placement``: "cnn", "ssm", "hybrid_inside" the residual connection
+        block: what stands at the places of `placement`: "cnn", "ssm", "hybrid_inside" the residual connection
             (published) or "hybrid_outside" it. Everything else is "cnn".
         placement: "enc", "enc+bot" (published), "bot", "dec" or "all".
         scans: 1, 2 (published) or 6 scan orders.
@@ -171,7 +173,7 @@ class MMUNet(nn.Module):
             raise ValueError(f"input {tuple(x.shape)} must be (B, {channels}, D, H, W): in_channels={channels}")
         shape, stride = tuple(x.shape[2:]), 2 ** (self.resolutions - 1)
         if any(n < stride or n % stride for n in shape):
-            suggestion = tuple(max(1, -(-n // stride)) * stride for n in shape)
+            suggestion = tuple(max(1, math.ceil(n / stride)) * stride for n in shape)
             raise ValueError(
                 f"input spatial shape {shape} must be divisible by {stride} on every axis at "
                 f"resolutions={self.resolutions}; try {suggestion} or fewer resolutions"
@@ -190,7 +192,7 @@ class MMUNet(nn.Module):
 
         Returns:
             Logits (B, out_channels, D, H, W); in training mode with deep supervision a list of logits at strides 1, 2
-            and 4 (fewer below 4 resolutions), the finest first, as MONAI's ``DeepSupervisionLoss`` takes them.
+            and 4 (fewer below 4 resolutions), the finest first, as MONAI's `DeepSupervisionLoss` takes them.
 
         Raises:
             ValueError: on a wrong number of axes or channels, or sides that do not fit.

@@ -18,6 +18,7 @@ logits and heat maps may be negative; its batch norm stays, and with it every we
 has the heads of the nnU-Net variant, not that variant's other Mamba layer.
 """
 
+import math
 from typing import Literal
 
 import torch
@@ -87,7 +88,7 @@ class Residual(nn.Module):
             self.shortcut = nn.Sequential(convolution, nn.BatchNorm3d(out_channels))
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """Transform (B, in, D, H, W); ``context``, shaped like the result, joins the sum before the last ReLU."""
+        """Transform (B, in, D, H, W); `context`, shaped like the result, joins the sum before the last ReLU."""
         y = F.relu(self.norm1(self.conv1(x)), inplace=True)
         y = self.norm2(self.conv2(y)) + self.shortcut(x)
         if context is not None:
@@ -166,7 +167,7 @@ def _check_image(x: Tensor, channels: int, training: bool) -> None:
     """Refuse an input with wrong axes or channels, or too small for batch normalisation in training."""
     if x.ndim != 5 or x.shape[1] != channels:
         raise ValueError(f"input {tuple(x.shape)} must be (B, {channels}, D, H, W): in_channels={channels}")
-    deepest = [-(-side // 16) for side in x.shape[2:]]
+    deepest = [math.ceil(side / 16) for side in x.shape[2:]]
     if training and x.shape[0] * deepest[0] * deepest[1] * deepest[2] == 1:
         raise ValueError(
             f"input {tuple(x.shape)} is a single voxel at stride 16, and batch normalisation needs two to train; "
@@ -187,7 +188,7 @@ class NNMambaSeg(nn.Module):
         blocks: residual blocks of a stage.
         final_act: end in a ReLU as the public code does; then no logit is below 0.
         deep_supervision: in training mode return a list of logits at strides 1, 2, 4, 8, as MONAI's
-            ``DeepSupervisionLoss`` takes it; adds a 1^3 convolution for each of the last three.
+            `DeepSupervisionLoss` takes it; adds a 1^3 convolution for each of the last three.
     """
 
     def __init__(

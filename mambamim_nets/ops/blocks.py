@@ -14,10 +14,11 @@ Glossary
     visible     (B, 1, d, h, w) bool, True = kept
     fill        (1, C, 1, 1, 1), what hidden voxels become in a dense map
     neighbours  (N, 27) int64: for each block the number of the block at each offset of {-1, 0, 1}^3 in raster order;
-                N stands for "hidden or outside". It is the same at every stage, since pooling keeps blocks apart.
+                N stands for "hidden or outside". It is the same at every stage, since pooling never joins two blocks.
 """
 
 from itertools import product
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -48,7 +49,7 @@ def pack(x: Tensor, visible: Tensor) -> Tensor:
 
 
 def unpack(blocks: Tensor, visible: Tensor, fill: Tensor | None = None) -> Tensor:
-    """Put blocks back in place: the inverse of ``pack``.
+    """Put blocks back in place: the inverse of `pack`.
 
     Args:
         blocks: (N, C, b, b, b).
@@ -85,19 +86,19 @@ def _voxels(visible: Tensor, side: int) -> tuple[Tensor, Tensor]:
 
 
 class _Gather(torch.autograd.Function):
-    """Rows (R, C) at the numbers of ``table``, zero where one is R; the gradient is gathered too, not scattered.
+    """Rows (R, C) at the numbers of `table`, zero where one is R; the gradient is gathered too, not scattered.
 
-    ``back`` (R, k) lists for every row where in ``table`` (flattened) it went, the length of ``table`` where nowhere.
+    `back` (R, k) lists for every row where in `table` (flattened) it went, the length of `table` where nowhere.
     """
 
     @staticmethod
-    def forward(ctx, rows: Tensor, table: Tensor, back: Tensor) -> Tensor:
+    def forward(ctx: Any, rows: Tensor, table: Tensor, back: Tensor) -> Tensor:
         ctx.save_for_backward(back)
         return F.embedding(table, _with_zero(rows))
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (back,) = ctx.saved_tensors
         found = F.embedding(back, _with_zero(grad.reshape(-1, grad.shape[-1])))
         return found.squeeze(1) if back.shape[1] == 1 else found.sum(1), None, None
@@ -132,7 +133,7 @@ def halo(blocks: Tensor, neighbours: Tensor) -> Tensor:
 
     Args:
         blocks: (N, C, b, b, b).
-        neighbours: (N, 27) from ``neighbour_table``.
+        neighbours: (N, 27) from `neighbour_table`.
 
     Returns:
         (N, C, b + 2, b + 2, b + 2), zeros where the neighbour is hidden or outside. The gradient is gathered back along
@@ -142,7 +143,7 @@ def halo(blocks: Tensor, neighbours: Tensor) -> Tensor:
 
 
 def _slices(offset: tuple[int, int, int], side: int) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
-    """Return where the voxels of a neighbour at ``offset`` lie in the halo, and where in that neighbour's own block."""
+    """Return where the voxels of a neighbour at `offset` lie in the halo, and where in that neighbour's own block."""
     place = {-1: slice(0, 1), 0: slice(1, side + 1), 1: slice(side + 1, side + 2)}
     origin = {-1: slice(side - 1, side), 0: slice(0, side), 1: slice(0, 1)}
     every = slice(None)
@@ -151,7 +152,7 @@ def _slices(offset: tuple[int, int, int], side: int) -> tuple[tuple[slice, ...],
 
 class _Halo(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, blocks: Tensor, neighbours: Tensor) -> Tensor:
+    def forward(ctx: Any, blocks: Tensor, neighbours: Tensor) -> Tensor:
         ctx.save_for_backward(neighbours)
         side = blocks.shape[-1]
         shape = (*blocks.shape[:2], side + 2, side + 2, side + 2)
@@ -166,7 +167,7 @@ class _Halo(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (neighbours,) = ctx.saved_tensors
         side = grad.shape[-1] - 2
         out = grad[_slices((0, 0, 0), side)[0]].clone()
@@ -185,7 +186,7 @@ def surroundings(blocks: Tensor, neighbours: Tensor) -> Tensor:
 
     Args:
         blocks: (N, C, b, b, b), b small: the result is 27 times as large.
-        neighbours: (N, 27) from ``neighbour_table``.
+        neighbours: (N, 27) from `neighbour_table`.
 
     Returns:
         (N b^3, 27 C), offsets in raster order; zeros where hidden or outside. The gradient is gathered, not scattered.

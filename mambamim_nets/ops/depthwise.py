@@ -5,6 +5,8 @@ oneDNN's backward kernels for one channel per group are slow, bfloat16 worst; it
     dx = dy * flipped w,    dw = x * dy   (every sample and channel a group of its own, dy the kernel),    db = sum dy
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -24,7 +26,7 @@ def depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int)
         padding: zeros around x, 0 or 1.
 
     Returns:
-        (B, C, D', H', W') with D' = D - 2 + 2 padding, as ``F.conv3d`` with C groups, also under autocast.
+        (B, C, D', H', W') with D' = D - 2 + 2 padding, as `F.conv3d` with C groups, also under autocast.
     """
     ours = x.device.type == "cpu" and torch.is_grad_enabled() and not torch.jit.is_tracing()
     if torch.is_autocast_enabled(x.device.type):
@@ -38,14 +40,14 @@ def depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int)
 
 class _Depthwise(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, padding: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, padding: int) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.padding = padding
         return F.conv3d(x, weight, bias, padding=padding, groups=x.shape[1])
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, dy: Tensor) -> tuple[Tensor | None, Tensor, Tensor | None, None]:
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor, Tensor | None, None]:
         x, weight = ctx.saved_tensors
         dx = db = None
         if ctx.needs_input_grad[0]:

@@ -11,13 +11,13 @@ Glossary
     body millimetres   x to the patient's right, y to the front, z upwards (RAS); the volume's centre is about (0, 0, 0)
                        (amos: (0, 0, -64), ctorg: (0, 0, 190))
     path               rows (x, y, z, radius), all in mm
-    tissue             a name in HU, AMOS_HU, ..., BRAIN, HIPPOCAMPUS, dementia.T1 or fetal.TISSUES; painted in table
-                       order, later over earlier
+    tissue             a name in the table of values of a kind: anatomy.HU, pelvis.AMOS_HU, brain.TISSUES, ...; later
+                       parts are painted over earlier ones
     field of view      fixed per kind; `shape` and `spacing` only choose how finely it is sampled (both: crop or pad)
 """
 
-from mambamim_nets.phantom.anatomy import KINDS, LABELS, MODALITIES
 from mambamim_nets.phantom.dataset import VERSION, write
-from mambamim_nets.phantom.render import Subject, Tissues, landmarks, make, tissues
+from mambamim_nets.phantom.kinds import KINDS, Kind
+from mambamim_nets.phantom.subjects import Subject, Tissues, landmarks, make, tissues
 
-__all__ = ["KINDS", "LABELS", "MODALITIES", "VERSION", "Subject", "Tissues", "landmarks", "make", "tissues", "write"]
+__all__ = ["KINDS", "VERSION", "Kind", "Subject", "Tissues", "landmarks", "make", "tissues", "write"]

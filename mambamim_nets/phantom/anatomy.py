@@ -1,54 +1,7 @@
-"""Tables of the synthetic anatomy: kinds, labels, tissue values, and where each structure runs, in body mm."""
+"""Tables of the synthetic abdomen: the values of its tissues and where each structure runs, in body mm."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
-
-LABELS: dict[str, dict[int, str]] = {
-    "abdomen": dict(enumerate(
-        ("spleen", "right kidney", "left kidney", "gallbladder", "oesophagus", "liver", "stomach", "aorta",
-         "inferior vena cava", "portal and splenic veins", "pancreas", "right adrenal gland", "left adrenal gland"),
-        start=1)),
-    "brain": {1: "necrotic core", 2: "oedema", 4: "enhancing tumour"},
-    "hippocampus": {1: "anterior", 2: "posterior"},
-    "pancreas": {1: "pancreas", 2: "pancreatic tumour"},
-    "hepatic_vessel": {1: "hepatic vessel", 2: "liver tumour"},
-    "spleen": {1: "spleen"},
-    "amos": dict(enumerate(
-        ("spleen", "right kidney", "left kidney", "gallbladder", "oesophagus", "liver", "stomach", "aorta",
-         "inferior vena cava", "pancreas", "right adrenal gland", "left adrenal gland", "duodenum", "urinary bladder",
-         "prostate or uterus"), start=1)),
-    "ctorg": dict(enumerate(("liver", "bladder", "lungs", "kidneys", "bone", "brain"), start=1)),
-    "kits": {1: "kidney", 2: "tumour", 3: "cyst"},
-    "dementia": {1: "ventricle", 2: "hippocampus"},
-    "fetal": {1: "cerebellar hemispheres", 2: "vermis"},
-}  # fmt: skip
-"""Label value to name, per kind: BTCV, BraTS, Medical Segmentation Decathlon, AMOS22, CT-ORG and KiTS23 values;
-"dementia" and "fetal" have their own."""
-
-KINDS = tuple(LABELS)
-STREAMS = {
-    "abdomen": 0, "brain": 1, "hippocampus": 2, "pancreas": 3, "hepatic_vessel": 4, "spleen": 5, "amos": 6,
-    "ctorg": 7, "kits": 8, "dementia": 7, "fetal": 1000,
-}  # fmt: skip
-"""What random numbers start from, with a subject's seed. A new kind may have any; another number is another subject."""
-MODALITIES = {kind: ("CT",) for kind in KINDS} | {"brain": ("flair", "t1ce", "t1", "t2"), "hippocampus": ("MRI",)}
-MODALITIES |= {"amos": ("CT or MRI",), "dementia": ("T1",), "fetal": ("T2",)}
-"""Channels in order. Brain: the order of MONAI's BraTS21 lists. Amos: one channel, either of them in each subject."""
-
-# What carries a label under another tissue's name.
-SAME_LABEL = {"stomach content": "stomach", "stomach gas": "stomach"}
-SAME_LABEL |= {"urine": "urinary bladder", "urine with contrast": "urinary bladder"}
-BOWEL = {"duodenum": "bowel"}  # what the kinds that do not label it paint as bowel
-# kind: default shape, default spacing in mm, smallest side in voxels
-GRIDS = {kind: ((112, 96, 96), 2.8, 32) for kind in KINDS}
-GRIDS |= {
-    "brain": ((96, 112, 96), 1.75, 32),
-    "hippocampus": ((36, 51, 36), 1.0, 16),
-    "amos": ((128, 108, 146), 2.8, 32),
-    "dementia": ((84, 102, 84), 2.0, 32),
-    "fetal": ((104, 104, 104), 1.25, 24),
-    "ctorg": ((90, 76, 236), 4.0, 32),
-}
 
 Nodes = Sequence[tuple[float, float, float, float]]
 
@@ -64,6 +17,7 @@ class Part(NamedTuple):
     wobble: float = 0.06
 
 
+BOWEL = {"duodenum": "bowel"}  # what the kinds that do not label it paint as bowel
 HU = {
     "air": -1000, "skin": 20, "subcutaneous fat": -105, "fat": -105, "muscle": 55, "bone": 420, "marrow": 190,
     "disc": 85, "cord": 30, "lung": -840, "heart": 150, "bowel": 75, "bowel content": 25, "bowel gas": -750,
@@ -120,47 +74,4 @@ VESSELS = (  # may replace lung
         [(14, 14, -90, 5), (12, 8, -10, 7), (20, 4, 8, 8), (42, 6, 36, 8)],
         [(12, 8, -8, 6), (-16, 10, 6, 5.5), (-42, -12, 22, 5), (-74, -36, 44, 4.5)],
     ]),
-)  # fmt: skip
-
-BRAIN = {  # flair, t1ce, t1, t2 in arbitrary units
-    "outside": (0, 0, 0, 0),
-    "csf": (70, 130, 120, 900),
-    "grey matter": (490, 360, 330, 590),
-    "white matter": (390, 510, 500, 390),
-    "deep grey": (440, 430, 420, 450),
-    "oedema": (840, 390, 350, 760),
-    "enhancing tumour": (640, 950, 390, 600),
-    "necrotic core": (360, 260, 240, 800),
-}
-CEREBELLUM = (
-    Part("white matter", [[(0, -8, 0, 12), (0, -14, -22, 13), (0, -20, -68, 9)]]),
-    Part("csf", [[(24, -42, -38, 29)], [(0, -48, -38, 22)]], squash=(1.05, 1, 0.8), mirror=True, wobble=0),
-    Part("grey matter", [[(24, -42, -38, 27)], [(0, -48, -38, 20)]], squash=(1.05, 1, 0.8), mirror=True, wobble=0.12),
-    Part("white matter", [[(4, -34, -38, 10), (24, -42, -38, 14)]], squash=(1.1, 1, 0.7), mirror=True, wobble=0.4),
-)
-DEEP = (
-    Part("white matter", [[(0, 36, 6, 6), (0, 22, 27, 5), (0, -18, 30, 5), (0, -38, 16, 6)]], squash=(2.5, 1, 1)),
-    Part("deep grey", [
-        [(12, -2, 9, 9), (14, -18, 10, 10)], [(15, 26, 10, 7), (16, 6, 22, 5)], [(25, 14, 4, 8), (27, -6, 5, 7)],
-    ], mirror=True),
-    Part("csf", [
-        [(8, 32, 12, 5), (8, 12, 20, 6), (13, -18, 21, 6), (23, -34, 12, 7), (30, -18, -8, 4), (30, 0, -18, 3)],
-        [(23, -34, 12, 6), (19, -56, 9, 3)],
-    ], mirror=True),
-    Part("csf", [[(0, 4, 6, 7), (0, -18, 4, 7)]], squash=(0.35, 1, 1)),
-    Part("csf", [[(0, -30, -14, 3), (0, -30, -34, 7)]], squash=(1.3, 0.7, 1)),
-)  # fmt: skip
-
-HIPPOCAMPUS = {"white matter": 1.0, "grey matter": 0.72, "csf": 0.28, "anterior": 0.72, "posterior": 0.72}
-TEMPORAL = (
-    Part("grey matter", [
-        [(-6, 25, -20, 7), (-9, 0, -14, 7), (-12, -25, -4, 7)], [(-15, 8, 14, 10), (-14, -14, 22, 10)],
-    ], wobble=0.2),
-    Part("csf", [
-        [(-19, 25, -10, 8), (-17, 5, -5, 5), (-18, -25, 6, 6)], [(14, 26, -18, 3), (13, 4, -17, 3), (10, -26, -10, 3)],
-    ], wobble=0.3),
-    Part("csf", [[(10, 21, -9, 4), (8, 10, -5, 4), (5, -4, 2, 4), (1, -15, 10, 5), (-1, -24, 16, 6)]]),
-    Part("anterior", [
-        [(-8, -18, 13, 2.8), (-5, -9, 4, 4.2), (-2, 0, -1, 4.6), (0, 8, -5, 5.4), (2, 13, -7, 5.5), (6, 18, -8.5, 3.4)],
-    ], squash=(1.25, 1, 0.85)),
 )  # fmt: skip

@@ -6,16 +6,19 @@ import logging
 import os
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 
-from mambamim_nets.phantom.anatomy import LABELS, MODALITIES
-from mambamim_nets.phantom.dementia import diagnosis, seed_of
-from mambamim_nets.phantom.render import Shape, Spacing, complete_grid, landmarks, make
+from mambamim_nets.phantom.kinds import KINDS
+from mambamim_nets.phantom.subjects import Shape, Spacing, complete_grid, landmarks, make
 
-logger = logging.getLogger(__name__)
+__all__ = ["VERSION", "write"]
+
+logger = logging.getLogger("mambamim_nets")
 
 VERSION = 1
 """Raise whenever the voxels of any subject change, so that old folders are not reused."""
@@ -33,9 +36,11 @@ def write(
 
     Args:
         folder: a new or empty folder, or one this function wrote with the same arguments.
-        kind, shape, spacing: as in `make`.
+        kind: as in `make`.
         cases: labelled subjects, 1 or more.
         seed: of the data set; each subject has its own seed drawn from it.
+        shape: as in `make`.
+        spacing: as in `make`.
 
     Returns:
         The folder.
@@ -74,7 +79,7 @@ def write(
     return folder
 
 
-def _holds(folder: Path, record: dict) -> bool:
+def _holds(folder: Path, record: dict[str, Any]) -> bool:
     """Return whether the folder holds this data set; False if new or empty, an error if it is anything else."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
@@ -94,46 +99,53 @@ def _holds(folder: Path, record: dict) -> bool:
     return True
 
 
-def _build(folder: Path, record: dict) -> None:
-    """Write images, labels, dataset.json, and what a kind has besides: subjects.csv, landmarks.csv."""
-    kind, cases = record["kind"], record["cases"]
-    names = [f"phantom_{case:03d}.nii.gz" for case in range(cases + 2)]
-    table = ["subject,image,diagnosis"]
+def _build(folder: Path, record: dict[str, Any]) -> None:
+    """Write images, labels, dataset.json and, where a kind has them, subjects.csv and landmarks.csv."""
+    name, cases = record["kind"], record["cases"]
+    kind = KINDS[name]
+    dtype = np.int16 if kind.modalities[0].startswith("CT") else np.float32
+    files = [f"phantom_{case:03d}.nii.gz" for case in range(cases + 2)]
+    subjects: list[Sequence[object]] = []
+    points: list[Sequence[object]] = []
     for part in ("imagesTr", "labelsTr", "imagesTs"):
         (folder / part).mkdir()
-    points: list[list[object]] = []
-    for case, name in enumerate(names):
+    for case, file in enumerate(files):
+        subject, labelled = file.removesuffix(".nii.gz"), case < cases
         seed = int(np.random.SeedSequence([record["seed"], case]).generate_state(1)[0])
-        if kind == "dementia":
-            seed = seed_of(seed, case)
-            table += [f"{name.split('.')[0]},imagesTr/{name},{diagnosis(seed)}"] if case < cases else []
-        subject = make(kind, seed, record["shape"], record["spacing"])
-        dtype = np.int16 if MODALITIES[kind][0].startswith("CT") else np.float32
-        _save(folder / ("imagesTr" if case < cases else "imagesTs") / name, subject.image.astype(dtype), subject.affine)
-        if case < cases:
-            _save(folder / "labelsTr" / name, subject.label, subject.affine)
-        for point, place in landmarks(kind, seed).items():
-            points.append([name.removesuffix(".nii.gz"), point, *(f"{mm:.4f}" for mm in place), "RAS"])
-    if points:
-        with (folder / "landmarks.csv").open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([["case", "name", "x", "y", "z", "frame"], *points])
+        if kind.diagnoses:
+            seed += (case - seed) % len(kind.diagnoses)  # the next seed of this case's diagnosis: they take turns
+            if labelled:
+                subjects.append([subject, f"imagesTr/{file}", kind.diagnoses[seed % len(kind.diagnoses)]])
+        image, label, affine = make(name, seed, record["shape"], record["spacing"])
+        _save(folder / ("imagesTr" if labelled else "imagesTs") / file, image.astype(dtype), affine)
+        if labelled:
+            _save(folder / "labelsTr" / file, label, affine)
+        for point, place in landmarks(name, seed).items():
+            points.append([subject, point, *(f"{mm:.4f}" for mm in place), "RAS"])
+    _write_table(folder / "subjects.csv", ["subject", "image", "diagnosis"], subjects, "\n")
+    _write_table(folder / "landmarks.csv", ["case", "name", "x", "y", "z", "frame"], points, "\r\n")
     listing = {
-        "name": f"Phantom-{kind}",
+        "name": f"Phantom-{name}",
         "description": "Procedural synthetic anatomy; not patient data. Results on it say nothing about patients.",
         "licence": "CC0-1.0",
         "release": f"{VERSION}.0",
-        "tensorImageSize": "4D" if len(MODALITIES[kind]) > 1 else "3D",
-        "modality": {str(channel): name for channel, name in enumerate(MODALITIES[kind])},
-        "labels": {"0": "background"} | {str(value): name for value, name in LABELS[kind].items()},
+        "tensorImageSize": "4D" if len(kind.modalities) > 1 else "3D",
+        "modality": {str(channel): text for channel, text in enumerate(kind.modalities)},
+        "labels": {"0": "background"} | {str(value): text for value, text in kind.labels.items()},
         "numTraining": cases,
         "numTest": 2,
-        "training": [{"image": f"./imagesTr/{name}", "label": f"./labelsTr/{name}"} for name in names[:cases]],
-        "test": [f"./imagesTs/{name}" for name in names[cases:]],
+        "training": [{"image": f"./imagesTr/{file}", "label": f"./labelsTr/{file}"} for file in files[:cases]],
+        "test": [f"./imagesTs/{file}" for file in files[cases:]],
         "phantom": record,
     }
-    if kind == "dementia":
-        (folder / "subjects.csv").write_text("\n".join(table) + "\n")
     (folder / "dataset.json").write_text(json.dumps(listing, indent=2) + "\n")
+
+
+def _write_table(path: Path, header: Sequence[str], rows: Sequence[Sequence[object]], end: str) -> None:
+    """Write a CSV file, unless there are no rows."""
+    if rows:
+        with path.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file, lineterminator=end).writerows([header, *rows])
 
 
 def _save(path: Path, array: np.ndarray, affine: np.ndarray) -> None:

@@ -9,10 +9,9 @@ import numpy as np
 from numpy.random import Generator
 from scipy.ndimage import gaussian_filter
 
-from mambamim_nets.phantom.anatomy import CEREBELLUM, DEEP, Part
+from mambamim_nets.phantom.anatomy import Part
+from mambamim_nets.phantom.brain import CEREBELLUM, DEEP, cortex
 from mambamim_nets.phantom.canvas import Axes, Canvas
-
-__all__ = ["DIAGNOSES", "cortex", "dementia", "dementia_image", "diagnosis", "seed_of"]
 
 DIAGNOSES = ("NC", "AD", "sMCI", "pMCI")
 """Normal control, Alzheimer's disease, stable and progressive mild cognitive impairment; of seeds 0, 1, 2, 3, 4, ..."""
@@ -27,42 +26,10 @@ CISTERN = [[(24, 2, -20, 6.5), (26, -10, -16, 6), (26, -20, -10, 5.5), (23, -30,
 HIPPOCAMPUS = [[(24, 2, -20, 5.5), (26, -10, -16, 5), (26, -20, -10, 4.5), (23, -30, -2, 3.6)]]
 
 
-def diagnosis(seed: int) -> str:
-    """Return the diagnosis of the subject of a seed."""
-    return DIAGNOSES[seed % len(DIAGNOSES)]
-
-
-def seed_of(seed: int, case: int) -> int:
-    """Return the seed at or above a random one that gives a case its diagnosis: they take turns in a data set."""
-    return seed + (case - seed) % len(DIAGNOSES)
-
-
-def cortex(canvas: Canvas, gap: float = 1.2, thickness: float = 3.0) -> None:
-    """Fill brain, folded cortex and the fluid around it.
-
-    Args:
-        canvas: with the tissues csf, grey matter and white matter.
-        gap: of sulci, roughly half their width in mm.
-        thickness: of the cortex, roughly mm.
-    """
-    x, y, z = canvas.body
-    depth = (1 - np.sqrt((x / 66) ** 2 + (y / 83) ** 2 + ((z - 6) / 62) ** 2)) * 66  # mm below the surface
-    base = z + 38 - 0.45 * np.maximum(y - 20, 0) - 0.3 * np.maximum(-20 - y, 0)  # mm above the base of the skull
-    depth = -5 * np.logaddexp(-depth / 5, -base / 5)  # the smaller one, rounded
-    canvas.fill("csf", depth > 0)
-    fold = np.abs(canvas.waves(24))
-    bridge = np.maximum(1 - (y / 46) ** 2 - ((z - 2) / 30) ** 2, 0)  # corpus callosum and below join the hemispheres
-    middle = np.abs(x) + 60 * bridge  # mm from the fissure between them
-    sulcus = np.minimum(depth - 1.5, middle - 1.5)
-    sulcus = np.where(depth < 20, np.minimum(sulcus, 9 * fold - gap), sulcus)  # roughly mm from the nearest fluid
-    canvas.fill("grey matter", sulcus > 0)
-    canvas.fill("white matter", sulcus > thickness)
-
-
-def dementia(rng: Generator, axes: Axes, seed: int) -> Canvas:
+def paint(rng: Generator, axes: Axes, seed: int) -> Canvas:
     """Paint the tissues of the subject of a seed."""
     canvas = Canvas(rng, axes, tuple(T1), size=98, bend=2, scale=0.06)
-    mean = ATROPHY[diagnosis(seed)] + rng.normal(0, SPREAD)
+    mean = ATROPHY[DIAGNOSES[seed % len(DIAGNOSES)]] + rng.normal(0, SPREAD)
     sulci, thin, ventricles, hippocampi = np.clip(mean + rng.normal(0, 0.12, 4), -0.3, 1.4)
     cortex(canvas, gap=1.1 + 0.9 * sulci, thickness=3.2 - 0.6 * thin)
     canvas.paint(CEREBELLUM, shift=1)
@@ -81,7 +48,7 @@ def _scaled(part: Part, tissue: str, factor: float) -> Part:
     return part._replace(tissue=tissue, paths=paths)
 
 
-def dementia_image(rng: Generator, canvas: Canvas) -> np.ndarray:
+def image(rng: Generator, canvas: Canvas, seed: int) -> np.ndarray:
     """Return the T1-like image of painted tissues, (D, H, W), 0 outside, in arbitrary units."""
     values = np.array(list(T1.values()), np.float32) * rng.uniform(0.95, 1.05, len(T1))
     image = values.astype(np.float32)[canvas.tissue] * (1 + 0.03 * canvas.waves(48))

@@ -43,7 +43,7 @@ class Head(NamedTuple):
     size: float
     centre: np.ndarray  # (3,), of the vermis
     tilt: np.ndarray  # (3, 3), about x
-    apart: float  # from the middle to the centre of a hemisphere
+    distance: float  # mm, from the middle to the centre of a hemisphere
     hemisphere: np.ndarray  # half axes (3,)
     vermis: np.ndarray  # half axes (3,)
 
@@ -61,15 +61,16 @@ def draw(rng: Generator) -> Head:
     return Head(rotation, shift, size, centre, tilt, growth * rng.uniform(6.5, 7.5), hemisphere, vermis)
 
 
-def points(head: Head) -> dict[str, np.ndarray]:
-    """Return the six points of a head: name to (3,) in RAS mm."""
-    lateral, (_, front, height) = head.apart + head.hemisphere[0], head.vermis
+def points(rng: Generator) -> dict[str, np.ndarray]:
+    """Return the six points of the head that `paint` paints from the same source: name to (3,) in RAS mm."""
+    head = draw(rng)
+    lateral, (_, front, height) = head.distance + head.hemisphere[0], head.vermis
     local = ((lateral, 0, 0), (-lateral, 0, 0), (0, 0, height), (0, 0, -height), (0, front, 0), (0, -front, 0))
     inside = head.centre + np.array(local) @ head.tilt.T
     return dict(zip(POINTS, head.size * inside @ head.rotation.T + head.shift, strict=True))
 
 
-def paint(rng: Generator, axes: Axes, kind: str) -> Canvas:
+def paint(rng: Generator, axes: Axes, seed: int) -> Canvas:
     """Paint the tissues of one subject; its geometry is the first thing drawn."""
     head = draw(rng)
     canvas = Canvas(rng, axes, tuple(TISSUES), size=65, bend=0, scale=0)
@@ -90,7 +91,7 @@ def paint(rng: Generator, axes: Axes, kind: str) -> Canvas:
     u, v, w = np.tensordot(head.tilt.T, canvas.body - head.centre.astype(np.float32)[:, None, None, None], 1)
     canvas.fill("csf", ((u / 6) ** 2 + ((v - head.vermis[1]) / 3.5) ** 2 + (w / 7) ** 2) < 1)  # the fourth ventricle
     for tissue, offset, half in (
-        ("cerebellar hemispheres", head.apart, head.hemisphere),
+        ("cerebellar hemispheres", head.distance, head.hemisphere),
         ("vermis", 0.0, head.vermis),
     ):
         inside = ((np.abs(u) - offset) / half[0]) ** 2 + (v / half[1]) ** 2 + (w / half[2]) ** 2 < 1
@@ -98,7 +99,7 @@ def paint(rng: Generator, axes: Axes, kind: str) -> Canvas:
     return canvas
 
 
-def image(rng: Generator, canvas: Canvas) -> np.ndarray:
+def image(rng: Generator, canvas: Canvas, seed: int) -> np.ndarray:
     """Return the T2-like image of a painted subject, 0 outside the head."""
     values = np.array(list(TISSUES.values()), np.float32) * rng.uniform(0.9, 1.1, len(TISSUES))
     picture = gaussian_filter(values.astype(np.float32)[canvas.tissue] * (1 + 0.04 * canvas.waves(40)), 0.5)

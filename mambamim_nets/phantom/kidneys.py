@@ -6,8 +6,6 @@ from mambamim_nets.phantom.anatomy import BELLY, HU, Part
 
 KITS_HU = HU | {"tumour": 85, "tumour core": 45, "cyst": 8}
 """HU of every tissue of the kind "kits", those of the abdomen first."""
-KITS_SAME = {"right kidney": "kidney", "left kidney": "kidney", "tumour core": "tumour"}
-"""Tissue -> label of which it is a part."""
 
 KIDNEYS = {part.tissue: part.paths[0] for part in BELLY if part.tissue.endswith("kidney")}
 REPLACED = (*KIDNEYS, "renal sinus", "fat")

@@ -23,7 +23,7 @@ from numpy.random import Generator
 from scipy.ndimage import distance_transform_edt, gaussian_filter, map_coordinates
 from scipy.spatial import Delaunay, QhullError
 
-from mambamim_nets.phantom.anatomy import LABELS
+from mambamim_nets.phantom.kinds import KINDS
 
 __all__ = ["NAMES", "TOTALSEGMENTATOR", "Anatomy", "paint", "read_anatomy", "with_surroundings"]
 
@@ -36,7 +36,7 @@ TOTALSEGMENTATOR = {
   | dict.fromkeys(range(65, 69), "great vessel") | dict.fromkeys(range(80, 90), "muscle") \
   | dict.fromkeys([*range(25, 51), *range(69, 79), *range(91, 118)], "bone")  # fmt: skip
 """TotalSegmentator v2, task total: id to name; names of the AMOS and BTCV organs are those of the phantom."""
-NAMES = {"btcv": LABELS["abdomen"], "amos": LABELS["amos"], "totalsegmentator": TOTALSEGMENTATOR}
+NAMES = {"btcv": KINDS["abdomen"].labels, "amos": KINDS["amos"].labels, "totalsegmentator": TOTALSEGMENTATOR}
 
 # HU without contrast agent, HU that a full dose adds; unlisted structures are soft tissue
 PRIOR = {
@@ -69,7 +69,7 @@ def read_anatomy(path: str | os.PathLike[str], names: Mapping[int, str], spacing
     """Read a label map, resample it to isotropic voxels, and surround it by tissue.
 
     Args:
-        path: NIfTI label map; values not in ``names`` count as unlabelled.
+        path: NIfTI label map; values not in `names` count as unlabelled.
         names: label value -> name.
         spacing: edge of the voxels in mm.
     """

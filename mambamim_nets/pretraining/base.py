@@ -1,7 +1,7 @@
 """What pre-training models share: what they return, and for those that mask, the mask, the target and pictures.
 
-The contract of a pre-training model: called with a batch of images it returns a ``MIMOutput``; ``encoder`` is what
-fine-tuning starts from; where there is a reconstruction, ``rebuild`` makes an image of it.
+The contract of a pre-training model: called with a batch of images it returns a `MIMOutput`; `encoder` is what
+fine-tuning starts from; where there is a reconstruction, `rebuild` makes an image of it.
 """
 
 from typing import Literal, NamedTuple
@@ -10,10 +10,9 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from mambamim_nets.losses import patch_statistics
+from mambamim_nets.losses import masked_mse, patch_statistics, reconstruction_target
 from mambamim_nets.masking import STRIDE, expand_visible, random_visible, token_grid
-from mambamim_nets.nets.hymamba import HyMamba
-from mambamim_nets.nets.mamba_unetr import VisionMamba
+from mambamim_nets.nets.protocols import Encoder
 
 __all__ = ["MIMOutput", "MaskedModel", "unpatch"]
 
@@ -21,8 +20,10 @@ __all__ = ["MIMOutput", "MaskedModel", "unpatch"]
 class MIMOutput(NamedTuple):
     """What pre-training models return.
 
-    loss: scalar. reconstruction: (B, C_in, D, H, W) in the target's space, or None if nothing is rebuilt. visible:
-    (B, 1, d, h, w) bool, or None if nothing is masked.
+    Attributes:
+        loss: scalar.
+        reconstruction: (B, C_in, D, H, W) in the target's space, or None if nothing is rebuilt.
+        visible: (B, 1, d, h, w) bool, or None if nothing is masked.
     """
 
     loss: Tensor
@@ -31,7 +32,7 @@ class MIMOutput(NamedTuple):
 
 
 class MaskedModel(nn.Module):
-    """Encoder, mask ratio and target of a model that rebuilds hidden blocks.
+    """A model that hides blocks and rebuilds them; a subclass says how, in `reconstruct`.
 
     Args:
         encoder: its weights are what fine-tuning starts from.
@@ -42,13 +43,34 @@ class MaskedModel(nn.Module):
         ValueError: on a mask ratio outside (0, 1) or an unknown target.
     """
 
-    def __init__(self, encoder: HyMamba | VisionMamba, mask_ratio: float, target: Literal["patch_norm", "raw"]) -> None:
+    score = staticmethod(masked_mse)
+
+    def __init__(self, encoder: Encoder, mask_ratio: float, target: Literal["patch_norm", "raw"]) -> None:
         super().__init__()
         if target not in ("patch_norm", "raw"):
             raise ValueError(f"target {target!r} must be one of ('patch_norm', 'raw')")
         if not 0 < mask_ratio < 1:
             raise ValueError(f"mask_ratio {mask_ratio} must lie in (0, 1); the paper uses 0.75")
         self.encoder, self.mask_ratio, self.target = encoder, mask_ratio, target
+
+    def reconstruct(self, x: Tensor, visible: Tensor) -> Tensor:
+        """Rebuild a volume (B, C_in, D, H, W) from its visible blocks, in the target's space: (B, C_in, D, H, W)."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, visible: Tensor | None = None) -> MIMOutput:
+        """Mask a batch, rebuild it and score the hidden part.
+
+        Args:
+            x: (B, C_in, D, H, W) float, intensities in [0, 1], sides multiples of 16.
+            visible: (B, 1, d, h, w) bool, True = kept; drawn at `mask_ratio` if None.
+
+        Returns:
+            MIMOutput.
+        """
+        visible = self.draw_visible(x) if visible is None else visible
+        reconstruction = self.reconstruct(x, visible)
+        loss = self.score(reconstruction, reconstruction_target(x, self.target), visible)
+        return MIMOutput(loss, reconstruction, visible)
 
     def draw_visible(self, x: Tensor) -> Tensor:
         """Draw a mask for a batch (B, C_in, D, H, W) from the default generator of its device."""
@@ -58,7 +80,7 @@ class MaskedModel(nn.Module):
     def rebuild(self, x: Tensor, output: MIMOutput) -> Tensor:
         """Return the image with its hidden blocks replaced by their reconstruction, for pictures: (B, C_in, D, H, W).
 
-        With the ``patch_norm`` target the mean and deviation of each hidden patch come from the image itself.
+        With the `patch_norm` target the mean and deviation of each hidden patch come from the image itself.
 
         Raises:
             ValueError: if the output holds no reconstruction or no mask.

@@ -18,11 +18,9 @@ from torch import Tensor, nn
 
 from mambamim_nets.layers.mamba import MambaLayer
 from mambamim_nets.layers.position import sincos_position
-from mambamim_nets.losses import masked_mse, reconstruction_target
 from mambamim_nets.masking import STRIDE, place_tokens, token_grid
-from mambamim_nets.nets.hymamba import HyMamba
-from mambamim_nets.nets.mamba_unetr import VisionMamba
-from mambamim_nets.pretraining.base import MaskedModel, MIMOutput, unpatch
+from mambamim_nets.nets.protocols import Encoder
+from mambamim_nets.pretraining.base import MaskedModel, unpatch
 
 __all__ = ["MAE"]
 
@@ -31,7 +29,7 @@ class MAE(MaskedModel):
     """Masked autoencoder.
 
     Args:
-        encoder: a ``VisionMamba``; of a ``HyMamba`` the skip maps are not used, and so not trained.
+        encoder: a `VisionMamba`; of a `HyMamba` the skip maps are not used, and so not trained.
         mask_ratio: share of hidden patches, in (0, 1).
         target: "patch_norm" or "raw".
         decoder_width: channels of the decoder's tokens.
@@ -43,7 +41,7 @@ class MAE(MaskedModel):
 
     def __init__(
         self,
-        encoder: VisionMamba | HyMamba,
+        encoder: Encoder,
         mask_ratio: float = 0.75,
         target: Literal["patch_norm", "raw"] = "patch_norm",
         decoder_width: int = 384,
@@ -60,17 +58,8 @@ class MAE(MaskedModel):
         self.norm = nn.LayerNorm(decoder_width, eps=1e-6)
         self.predict = nn.Linear(decoder_width, encoder.in_channels * STRIDE**3)
 
-    def forward(self, x: Tensor, visible: Tensor | None = None) -> MIMOutput:
-        """Mask a batch, rebuild it and score the hidden part.
-
-        Args:
-            x: (B, C_in, D, H, W) float, intensities in [0, 1], sides multiples of 16.
-            visible: (B, 1, d, h, w) bool, True = kept; drawn at ``mask_ratio`` if None.
-
-        Returns:
-            MIMOutput.
-        """
-        visible = self.draw_visible(x) if visible is None else visible
+    def reconstruct(self, x: Tensor, visible: Tensor) -> Tensor:
+        """Encode visible patches, put them in their places among learnt tokens, and decode all of them to voxels."""
         encoding = self.encoder.encode(x, visible, strides=())
         kept = visible.flatten(1)[:, encoding.order]
         d, h, w = token_grid(x.shape[2:])
@@ -78,6 +67,4 @@ class MAE(MaskedModel):
         tokens = tokens + sincos_position([d, h, w], tokens.shape[-1], x.device)[encoding.order]
         for layer in self.decoder:
             tokens = layer(tokens)
-        reconstruction = unpatch(self.predict(self.norm(tokens))[:, encoding.inverse], (d, h, w))
-        loss = masked_mse(reconstruction, reconstruction_target(x, self.target), visible)
-        return MIMOutput(loss, reconstruction, visible)
+        return unpatch(self.predict(self.norm(tokens))[:, encoding.inverse], (d, h, w))

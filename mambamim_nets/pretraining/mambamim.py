@@ -22,8 +22,8 @@ Deviations of the decoder from the public code, none of which the paper settles;
     activation, norm    LeakyReLU and norms per voxel; there ReLU and batch norm
     concatenation       skip map first, then the up-sampled one; there the other way round
     finest map          stride 2, see above; there a fourth stage ends at stride 1
-    width               the encoder's unless ``decoder_width`` says so; there 768
-TOKI itself and masking follow the paper: what the public code does instead is listed in ``ops.toki`` and tested.
+    width               the encoder's unless `decoder_width` says so; there 768
+TOKI itself and masking follow the paper: what the public code does instead is listed in `ops.toki` and tested.
 """
 
 from typing import Literal
@@ -33,13 +33,11 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from mambamim_nets.layers.conv import Conv3, VoxelNorm
-from mambamim_nets.layers.toki import TokenInterpolation
-from mambamim_nets.losses import masked_mse, reconstruction_target
+from mambamim_nets.layers.interpolation import TokenInterpolation
 from mambamim_nets.masking import place_tokens, token_grid
-from mambamim_nets.nets.hymamba import HyMamba
-from mambamim_nets.nets.mamba_unetr import VisionMamba
+from mambamim_nets.nets.protocols import Encoder
 from mambamim_nets.ops.blocks import unpack
-from mambamim_nets.pretraining.base import MaskedModel, MIMOutput
+from mambamim_nets.pretraining.base import MaskedModel
 
 __all__ = ["MambaMIM"]
 
@@ -87,7 +85,7 @@ class MambaMIM(MaskedModel):
     """Pre-training model around an encoder.
 
     Args:
-        encoder: a ``HyMamba`` or ``VisionMamba``; its weights are what fine-tuning starts from.
+        encoder: a `HyMamba` or `VisionMamba`; its weights are what fine-tuning starts from.
         mask_ratio: share of hidden blocks, in (0, 1); 0.75 in the paper.
         fill: hidden tokens of the Mamba stage by "toki", or by one "learnable" token (the ablation).
         masking: "bottom_up", one mask for CNN and Mamba, or "independent", one each (the ablation).
@@ -104,7 +102,7 @@ class MambaMIM(MaskedModel):
 
     def __init__(
         self,
-        encoder: HyMamba | VisionMamba,
+        encoder: Encoder,
         mask_ratio: float = 0.75,
         fill: Literal["toki", "learnable"] = "toki",
         masking: Literal["bottom_up", "independent"] = "bottom_up",
@@ -149,17 +147,8 @@ class MambaMIM(MaskedModel):
             return self.toki(tokens, visible)
         return place_tokens(tokens, visible, self.token)
 
-    def forward(self, x: Tensor, visible: Tensor | None = None) -> MIMOutput:
-        """Mask a batch, rebuild it and score the hidden part.
-
-        Args:
-            x: (B, C_in, D, H, W) float, intensities in [0, 1], sides multiples of 16.
-            visible: (B, 1, d, h, w) bool, True = kept; drawn at ``mask_ratio`` if None.
-
-        Returns:
-            MIMOutput.
-        """
-        visible = self.draw_visible(x) if visible is None else visible
+    def reconstruct(self, x: Tensor, visible: Tensor) -> Tensor:
+        """Encode visible blocks, fill the hidden tokens, and decode to voxels (Algorithms 1 and 2)."""
         token_visible = self.draw_visible(x) if self.masking == "independent" else visible
         encoding = self.encoder.encode(x, visible, token_visible, strides=_SKIP_STRIDES if self.skip else ())
         filled = self.fill_tokens(encoding.tokens, token_visible.flatten(1)[:, encoding.order])
@@ -168,6 +157,4 @@ class MambaMIM(MaskedModel):
         y = self.bottleneck(filled.contiguous(memory_format=torch.channels_last_3d))
         for stride, stage in zip(reversed(_SKIP_STRIDES), self.decoder, strict=True):
             y = stage(y, encoding.skips.get(stride), visible)
-        reconstruction = rearrange(self.predict(y), "b (c i j k) d h w -> b c (d i) (h j) (w k)", i=2, j=2, k=2)
-        loss = masked_mse(reconstruction, reconstruction_target(x, self.target), visible)
-        return MIMOutput(loss, reconstruction, visible)
+        return rearrange(self.predict(y), "b (c i j k) d h w -> b c (d i) (h j) (w k)", i=2, j=2, k=2)

@@ -11,8 +11,7 @@ intensities always rises; half of the published curves fall, which inverts the i
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mambamim_nets.nets.hymamba import HyMamba, HyMambaSeg
-from mambamim_nets.nets.mamba_unetr import MambaUNETR, VisionMamba
+from mambamim_nets.nets.protocols import Encoder
 from mambamim_nets.pretraining.base import MIMOutput
 
 __all__ = ["ModelsGenesis"]
@@ -22,20 +21,17 @@ class ModelsGenesis(nn.Module):
     """Autoencoder of distorted volumes.
 
     Args:
-        encoder: a ``HyMamba`` or ``VisionMamba``.
+        encoder: a `HyMamba` or `VisionMamba`.
     """
 
-    def __init__(self, encoder: HyMamba | VisionMamba) -> None:
+    def __init__(self, encoder: Encoder) -> None:
         super().__init__()
-        channels, size = encoder.in_channels, encoder.size
-        kind = HyMambaSeg if isinstance(encoder, HyMamba) else MambaUNETR
-        self.network = kind(channels, channels, size)
-        self.network.encoder = encoder
+        self.network = encoder.with_decoder(encoder.in_channels)
 
     @property
     def encoder(self) -> nn.Module:
         """The encoder, what fine-tuning starts from."""
-        return self.network.encoder
+        return self.network.get_submodule("encoder")
 
     def forward(self, x: Tensor, target: Tensor | None = None) -> MIMOutput:
         """Restore a batch.

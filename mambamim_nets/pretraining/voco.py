@@ -3,11 +3,12 @@
     crop     a volume is divided into base crops; random crops of the same size are placed anywhere
     label    y_ij, the share of random crop i that lies in base crop j
     predict  s_ij = ReLU(cos(q_i, p_j)), q of the student, p of the teacher
-    loss     position: -y log(1 - |y - s|) where y > 0, s^2 where y = 0; apart: ReLU(cos)^2 of every pair of base crops
+    loss     position: -y log(1 - |y - s|) where y > 0, s^2 where y = 0
+             separation: ReLU(cos)^2 of every pair of base crops
     teacher  the student's exponential moving average, without gradient
 
-Published: the grid of 4 x 4 x 1, the decay 0.9, the equations. Ours, since the text at hand does not say: coarser grids
-for smaller volumes; the number of random crops; an embedding is the mean of the encoder's deepest map behind two linear
+Published: the grid of 4 x 4 x 1, the decay 0.9, the equations. Ours, since the paper does not say: coarser grids for
+smaller volumes; the number of random crops; an embedding is the mean of the encoder's deepest map behind two linear
 layers; each of the three losses is a mean (the first weighted by y) and they are summed; nothing is augmented
 differently for student and teacher.
 
@@ -18,7 +19,7 @@ Glossary
 
 import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -26,8 +27,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from mambamim_nets.masking import STRIDE, token_grid
-from mambamim_nets.nets.hymamba import HyMamba
-from mambamim_nets.nets.mamba_unetr import VisionMamba
+from mambamim_nets.nets.protocols import Encoder
 from mambamim_nets.pretraining.base import MIMOutput
 
 __all__ = ["VoCo", "overlap", "position_loss", "separation_loss"]
@@ -79,7 +79,7 @@ class VoCo(nn.Module):
     """Volume contrast around an encoder.
 
     Args:
-        encoder: a ``HyMamba`` or ``VisionMamba``, the student; the skip maps of the former are not used, and so not
+        encoder: a `HyMamba` or `VisionMamba`, the student; the skip maps of the former are not used, and so not
             trained.
         grid: base crops on each axis (d, h, w); fewer where a side cannot be divided into that many multiples of 16.
         crops: random crops of each volume.
@@ -92,7 +92,7 @@ class VoCo(nn.Module):
 
     def __init__(
         self,
-        encoder: HyMamba | VisionMamba,
+        encoder: Encoder,
         grid: Sequence[int] = (4, 4, 1),
         crops: int = 4,
         width: int = 128,
@@ -109,7 +109,7 @@ class VoCo(nn.Module):
         channels = encoder.widths[-1]
         self.encoder = encoder
         self.project = nn.Sequential(nn.Linear(channels, channels), nn.GELU(), nn.Linear(channels, width))
-        self.teacher = copy.deepcopy(nn.ModuleList([self.encoder, self.project])).requires_grad_(False)
+        self.teacher = copy.deepcopy(nn.ModuleList([cast(nn.Module, encoder), self.project])).requires_grad_(False)
 
     @torch.no_grad()
     def update_teacher(self) -> None:
@@ -119,7 +119,7 @@ class VoCo(nn.Module):
             theirs.lerp_(ours, 1 - self.decay)
 
     def fit(self, x: Tensor) -> list[int]:
-        """Return the base crops on each axis of volumes (B, C_in, D, H, W): at most ``grid``, sides multiples of 16.
+        """Return the base crops on each axis of volumes (B, C_in, D, H, W): at most `grid`, sides multiples of 16.
 
         Raises:
             ValueError: on sides that are no multiples of 16, or so small that one base crop is all there is.
@@ -137,7 +137,7 @@ class VoCo(nn.Module):
         return fitting
 
     def crop_shape(self, x: Tensor) -> list[int]:
-        """Return the voxels of a crop of volumes (B, C_in, D, H, W); raises as ``fit``."""
+        """Return the voxels of a crop of volumes (B, C_in, D, H, W); raises as `fit`."""
         return [side // n for side, n in zip(x.shape[2:], self.fit(x), strict=True)]
 
     def draw_starts(self, x: Tensor) -> Tensor:
@@ -156,7 +156,7 @@ class VoCo(nn.Module):
             MIMOutput with a loss only.
 
         Raises:
-            ValueError: as ``fit``.
+            ValueError: as `fit`.
         """
         (i, j, k), crop = self.fit(x), self.crop_shape(x)
         if self.training:
@@ -171,13 +171,13 @@ class VoCo(nn.Module):
         ours = _embed(self.encoder, self.project, bases)
         queries = _embed(self.encoder, self.project, torch.stack(randoms))
         with torch.no_grad():
-            prototypes = _embed(self.teacher[0], self.teacher[1], bases)
+            prototypes = _embed(cast(Encoder, self.teacher[0]), self.teacher[1], bases)
         similarity = F.relu(_cosine(queries, prototypes))
         label = overlap(starts.to(x.device), crop, (i, j, k))
         return MIMOutput(position_loss(similarity, label) + separation_loss(ours), None, None)
 
 
-def _embed(encoder: Any, project: nn.Module, crops: Tensor) -> Tensor:
+def _embed(encoder: Encoder, project: nn.Module, crops: Tensor) -> Tensor:
     """Embed crops (B, N, C_in, d, h, w): the mean of their tokens, projected, (B, N, C)."""
     tokens = encoder.encode(crops.flatten(0, 1), strides=()).tokens
     return project(tokens.mean(1)).unflatten(0, crops.shape[:2])

@@ -11,7 +11,7 @@ from typing import Any
 
 from mambamim_nets.reproduce.plan import Budget, Plan, make_plan, tables
 from mambamim_nets.reproduce.report import write
-from mambamim_nets.reproduce.runner import Launch, cores, execute, launcher, typed
+from mambamim_nets.reproduce.runner import Launch, Launcher, cores, execute, typed
 
 FAILED, WRONG, INTERRUPTED = 1, 2, 130  # exit statuses
 
@@ -166,7 +166,7 @@ def main(arguments: Sequence[str] | None = None, launch: Launch | None = None) -
 
     Args:
         arguments: of the command line.
-        launch: starts a command; None: in a process of its own.
+        launch: runs the commands; None: each in a process of its own.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     options = parser().parse_args(arguments)
@@ -209,7 +209,7 @@ def _run(plan: Plan, command: str, jobs: int, launch: Launch | None) -> int:
         )
 
     report()
-    failed = execute(plan.runs, launch or launcher(threads), jobs, report, lambda text: print(text, flush=True))
+    failed = execute(plan.runs, launch or Launcher(threads), jobs, report, lambda text: print(text, flush=True))
     for run, why in failed.items():
         print(f"{run.name}: {why}", file=sys.stderr)
     if failed:

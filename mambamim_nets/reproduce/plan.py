@@ -7,15 +7,17 @@ nothing. A folder keeps its commands in `run.json`; one that holds other command
 
 import hashlib
 import json
+import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Budget", "Cell", "Plan", "Run", "make_plan", "tables"]
+__all__ = ["Budget", "Cell", "Plan", "Run", "make_plan", "replacing", "tables"]
 
 RECORD, ENCODER, LAST = "run.json", "encoder.pt", "checkpoint_last.pt"
 PRETRAIN_SEED = 0  # one pre-training for all seeds of fine-tuning
@@ -26,6 +28,14 @@ PICTURES = 2  # overlays of each evaluation
 def tables() -> dict[str, Any]:
     """Return `tables.json`: the tables, the defaults of a budget, and how each data set is read in pre-training."""
     return json.loads(Path(__file__).with_name("tables.json").read_text(encoding="utf-8"))
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary file to write, which then replaces a file: readers see the old or the new one, whole."""
+    part = path.with_name(f".{os.getpid()}.{path.name}")
+    yield part
+    os.replace(part, path)
 
 
 @dataclass(frozen=True)
@@ -79,6 +89,7 @@ class Run:
 
     @property
     def log(self) -> Path:
+        """Return the file that takes the output of all commands."""
         return self.folder / "run.log"
 
     def settings(self) -> dict[str, Any]:
@@ -108,7 +119,7 @@ class Run:
         there = ["nothing on record"] if held is None else [*chain(*held["commands"]), held["inputs"]]
         here = [*chain(*wanted["commands"]), wanted["inputs"]]
         pairs = [(a, b) for a, b in zip(there, here, strict=False) if a != b]
-        difference = f"{pairs[0][0]} there, {pairs[0][1]} here" if pairs else "more options in one of the two"
+        difference = f"{pairs[0][0]} there, {pairs[0][1]} here" if pairs else "one of the two has more options"
         raise ValueError(
             f"{self.folder} was made with other settings ({difference}); give the settings it was made with, or another"
             " --output, or remove the folder"
@@ -229,10 +240,10 @@ def _image_list(budget: Budget, fold: int | str) -> str:
     from mambamim_nets.bundle.data.datasets import fold_cases  # the bundles' own folds, only read here
     from mambamim_nets.bundle.data.labelled import labelled_cases
 
-    published = str(budget.bundles / budget.bundle / "configs" / "folds.json")
     fold_file = str(budget.fold_file) if budget.fold_file else None
     cases = labelled_cases(budget.data)
-    train = fold_cases(cases, str(budget.data), fold, "train", fold_file, published=published)
+    bundle = str(budget.bundles / budget.bundle)
+    train = fold_cases(cases, str(budget.data), fold, "train", fold_file, bundle_root=bundle)
     if budget.train_cases > len(train):
         raise ValueError(
             f"--train_cases {budget.train_cases} is more than the {len(train)} training cases of fold {fold} in"
@@ -261,7 +272,7 @@ def _pretraining(part: Mapping[str, Any], budget: Budget, fold: int | str, path:
 
 
 def _data_options(configs: Sequence[Path], budget: Budget) -> dict[str, Any]:
-    """Return how the data set is read; what a method says itself goes before, unless the data set names the method."""
+    """Return how the data set is read; what a method says itself wins, unless the data set names the method."""
     options = dict(tables()["pretrain_options"][budget.bundle][budget.task])
     methods = options.pop("methods", {})
     for path in configs[1:]:

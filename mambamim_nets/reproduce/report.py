@@ -7,14 +7,13 @@ runs. A difference is the mean over pairs of runs of one fold and seed. CSV: Dic
 
 import csv
 import io
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, NamedTuple
 
-from mambamim_nets.reproduce.plan import Budget, Cell, Plan, Run
+from mambamim_nets.reproduce.plan import Budget, Cell, Plan, Run, replacing
 
 __all__ = ["Result", "Row", "results", "summarise", "write"]
 
@@ -103,7 +102,8 @@ def write(plan: Plan, command: str, jobs: int, threads: int) -> str:
     Args:
         plan: whose finished cells are read, those of rows that were not chosen too.
         command: that was given, for the record.
-        jobs, threads: runs at a time, and threads of each.
+        jobs: runs at a time.
+        threads: of each run.
 
     Returns:
         The Markdown text.
@@ -115,20 +115,15 @@ def write(plan: Plan, command: str, jobs: int, threads: int) -> str:
     folder = plan.budget.output
     folder.mkdir(parents=True, exist_ok=True)
     text = _markdown(plan, rows, cells, found, command, jobs, threads)
-    _replace(folder / f"{plan.name}.csv", _csv(found))
-    _replace(folder / f"{plan.name}.md", text)
+    for ending, content in (("csv", _csv(found)), ("md", text)):
+        with replacing(folder / f"{plan.name}.{ending}") as part:
+            part.write_text(content, encoding="utf-8", newline="\n")
     _picture(folder / f"{plan.name}.png", plan, rows, found)
     return text
 
 
 def _mean(values: Sequence[float]) -> tuple[float | None, float | None]:
     return (mean(values) if values else None), (stdev(values) if len(values) > 1 else None)
-
-
-def _replace(path: Path, text: str) -> None:
-    part = path.with_name(f".{os.getpid()}.{path.name}")
-    part.write_text(text, encoding="utf-8", newline="\n")
-    os.replace(part, path)
 
 
 def _csv(found: Sequence[Result]) -> str:
@@ -267,6 +262,5 @@ def _picture(path: Path, plan: Plan, rows: Sequence[Row], found: Sequence[Result
         axes.grid(alpha=0.3)
     if measured:
         ours.legend(fontsize=8)
-    part = path.with_name(f".{os.getpid()}.{path.name}")
-    figure.savefig(part, dpi=130, format="png")
-    os.replace(part, path)
+    with replacing(path) as part:
+        figure.savefig(part, dpi=130, format="png")

@@ -1,4 +1,7 @@
-"""Start the runs, several at a time, each in its own process; keep on when one fails; stop them all on Ctrl-C."""
+"""Start the runs, several at a time, each in its own process; keep on when one fails; stop them all on Ctrl-C.
+
+What is finished is on record in the folder of each run, in `run.json`, so the same command continues where it stopped.
+"""
 
 import json
 import os
@@ -7,16 +10,19 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from statistics import mean
 from typing import Protocol
 
-from mambamim_nets.reproduce.plan import RECORD, Run
+from mambamim_nets.reproduce.plan import RECORD, Run, replacing
 
-__all__ = ["Launch", "Process", "cores", "duration", "execute", "launcher", "typed"]
+__all__ = ["Launch", "Launcher", "cores", "duration", "execute", "typed"]
 
 PACKAGES = ("mambamim-nets", "torch", "monai", "pytorch-ignite", "numpy")
 LAST_LINES = 12  # of the log of a failed run
@@ -24,16 +30,71 @@ HEARTBEAT = 600  # seconds between two lines of progress while nothing ends
 PATIENCE = 20  # seconds between the request to stop and the end by force
 
 
-class Process(Protocol):
-    """What is needed of a started command; `subprocess.Popen` has it."""
+class Launch(Protocol):
+    """Runs commands for `execute`, from several threads at once."""
 
-    def poll(self) -> int | None: ...
-    def terminate(self) -> None: ...
-    def kill(self) -> None: ...
-    def wait(self, timeout: float | None = None) -> int: ...
+    def __call__(self, arguments: Sequence[str], log: Path) -> int:
+        """Run a command to its end, its output appended to a log, and return its exit status."""
+
+    def stop(self) -> None:
+        """End the commands that are running, and start no more."""
 
 
-Launch = Callable[[Sequence[str], Path], Process]
+class Launcher:
+    """Runs `python -m monai.bundle run` with arguments, each in a process of its own.
+
+    Args:
+        threads: of each process, as OMP_NUM_THREADS.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self.environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        self._running: set[subprocess.Popen[bytes]] = set()
+        self._stopped = False
+        self._lock = threading.Lock()
+
+    def __call__(self, arguments: Sequence[str], log: Path) -> int:
+        """Run a command to its end, its output appended to a log, and return its exit status."""
+        with log.open("ab") as out, self._lock:
+            if self._stopped:
+                return -signal.SIGTERM
+            process = subprocess.Popen(
+                [sys.executable, "-m", "monai.bundle", "run", *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                env=self.environment,
+                start_new_session=True,  # Ctrl-C reaches this process only, which then stops them in good order
+            )
+            self._running.add(process)
+        status = process.wait()
+        with self._lock:
+            self._running.discard(process)
+        return status
+
+    def stop(self) -> None:
+        """End the commands that are running and start no more; what they have written stays."""
+        with self._lock:
+            self._stopped, running = True, list(self._running)
+        for process in running:
+            _end(process)
+        deadline = time.monotonic() + PATIENCE
+        for process in running:
+            try:
+                process.wait(max(0.1, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                _end(process, by_force=True)
+
+
+def _end(process: subprocess.Popen[bytes], by_force: bool = False) -> None:
+    """Ask a command, and the workers that it started, to end."""
+    if hasattr(os, "killpg"):
+        try:
+            os.killpg(process.pid, signal.SIGKILL if by_force else signal.SIGTERM)
+        except ProcessLookupError:
+            return
+    else:
+        process.kill()
 
 
 def cores() -> int:
@@ -47,128 +108,84 @@ def typed(words: Sequence[str]) -> str:
     return " ".join(["python", "-m", *plain])
 
 
-def launcher(threads: int) -> Launch:
-    """Return a function that starts `python -m monai.bundle run` with arguments, its output appended to a log.
-
-    Args:
-        threads: of each process, as OMP_NUM_THREADS.
-    """
-
-    def launch(arguments: Sequence[str], log: Path) -> Process:
-        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-        with log.open("ab") as out:
-            return subprocess.Popen(
-                [sys.executable, "-m", "monai.bundle", "run", *arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=subprocess.STDOUT,
-                env=environment,
-                start_new_session=True,  # Ctrl-C reaches this process only, which then stops them in good order
-            )
-
-    return launch
-
-
-class _Active:
-    """A run in progress: the command that it is at, and since when."""
-
-    def __init__(self, run: Run, launch: Launch) -> None:
-        self.run, self.launch, self.step, self.started = run, launch, 0, time.monotonic()
-        run.folder.mkdir(parents=True, exist_ok=True)
-        self.earlier = float(run.record().get("spent", 0.0))
-        _write_record(run, spent=self.earlier)
-        self.process = launch(run.steps[0], run.log)
-
-    def seconds(self) -> float:
-        return time.monotonic() - self.started
-
-    def poll(self) -> int | None:
-        """Return None while there is something to do, else the exit status; starts the next command."""
-        status = self.process.poll()
-        if status != 0:
-            return status
-        self.step += 1
-        if self.step == len(self.run.steps):
-            return 0
-        self.process = self.launch(self.run.steps[self.step], self.run.log)
-        return None
-
-
 def execute(
     runs: Sequence[Run],
     launch: Launch,
     jobs: int = 1,
     changed: Callable[[], object] = lambda: None,
     say: Callable[[str], object] = print,
-    pause: float = 0.3,
 ) -> dict[Run, str]:
     """Run what is not finished.
 
     Args:
         runs: in the order in which they are wanted; one that starts from another comes after it.
-        launch: starts a command.
+        launch: runs a command.
         jobs: how many run at a time.
         changed: called whenever a run has finished.
         say: takes the lines of progress.
-        pause: seconds between two looks at the processes.
 
     Returns:
         The runs that failed or could not start, each with the reason.
     """
     waiting = [run for run in runs if not run.finished()]
-    active: list[_Active] = []
+    took = {run: run.record().get("seconds", 0.0) for run in runs if run not in waiting}
+    active: dict[Future[str], tuple[Run, float]] = {}  # each with the time of its start
     failed: dict[Run, str] = {}
-    spent: dict[bool, list[float]] = {True: [], False: []}  # seconds of whole runs: of fine-tuning, of pre-training
-    for run in runs:
-        if run not in waiting and "seconds" in run.record():
-            spent[len(run.steps) > 1].append(run.record()["seconds"])
-    begun = told = time.monotonic()
+    begun = spoken = time.monotonic()
 
     def outlook() -> str:
-        todo = [(run, 0.0) for run in waiting] + [(item.run, item.seconds()) for item in active]
+        now = time.monotonic()
+        todo = dict.fromkeys(waiting, 0.0) | {run: now - start for run, start in active.values()}
         done = sum(run.finished() for run in runs)
-        return _outlook(done, len(runs), todo, spent, time.monotonic() - begun, jobs)
+        return f"{done} of {len(runs)} runs finished, {duration(now - begun)} elapsed{_left(todo, took, jobs)}"
 
-    say(f"{len(runs)} runs: {len(runs) - len(waiting)} finished before, {len(waiting)} to do, {jobs} at a time")
-    try:
-        while waiting or active:
-            for run in list(waiting):
-                if run.after in failed:
-                    waiting.remove(run)
-                    failed[run] = f"not started, because {run.after.name if run.after else ''} failed"
-                    say(f"{run.name}: {failed[run]}")
-                elif len(active) < jobs and (run.after is None or run.after.finished()):
-                    waiting.remove(run)
-                    active.append(_Active(run, launch))
-                    say(f"started   {run.name}, log {run.log}")
-            for item in list(active):
-                status = item.poll()
-                if status is None:
-                    continue
-                active.remove(item)
-                run, seconds = item.run, item.earlier + item.seconds()
-                if status == 0 and run.result.is_file():
-                    _write_record(run, seconds=round(seconds, 1), **_circumstances())
-                    spent[len(run.steps) > 1].append(seconds)
-                    verdict = f"finished  {run.name} in {duration(seconds)}"
-                    changed()
-                else:
-                    _write_record(run, spent=round(seconds, 1))
-                    why = f"exit status {status}" if status else f"no {run.result.name} was written"
-                    failed[run] = f"{why}, log {run.log}"
-                    lines = run.log.read_text(errors="replace").splitlines()[-LAST_LINES:] if run.log.is_file() else []
-                    verdict = "\n".join([f"FAILED    {run.name}: {failed[run]}", *(f"    {line}" for line in lines)])
-                say(f"{verdict}\n          {outlook()}")
-                told = time.monotonic()
-            if time.monotonic() - told > HEARTBEAT:
-                say(f"running   {', '.join(item.run.name for item in active)}: {outlook()}")
-                told = time.monotonic()
-            if active:
-                time.sleep(pause)
-    except BaseException:
-        _stop(active)
-        raise
+    say(f"{len(runs)} runs: {len(took)} finished before, {len(waiting)} to do, {jobs} at a time")
+    with ThreadPoolExecutor(jobs) as pool:
+        try:
+            while waiting or active:
+                for run in list(waiting):
+                    if run.after in failed:
+                        waiting.remove(run)
+                        failed[run] = f"not started, because {run.after.name if run.after else ''} failed"
+                        say(f"{run.name}: {failed[run]}")
+                    elif len(active) < jobs and (run.after is None or run.after.finished()):
+                        waiting.remove(run)
+                        say(f"started   {run.name}, log {run.log}")
+                        active[pool.submit(_perform, run, launch)] = run, time.monotonic()
+                for future in wait(active, 1, FIRST_COMPLETED).done:  # for a second: Windows takes no Ctrl-C meanwhile
+                    run, start = active.pop(future)
+                    if reason := future.result():
+                        failed[run] = f"{reason}, log {run.log}"
+                        log = run.log.read_text(errors="replace") if run.log.is_file() else ""
+                        lines = [f"    {line}" for line in log.splitlines()[-LAST_LINES:]]
+                        verdict = "\n".join([f"FAILED    {run.name}: {failed[run]}", *lines])
+                    else:
+                        took[run] = time.monotonic() - start
+                        verdict = f"finished  {run.name} in {duration(took[run])}"
+                        changed()
+                    say(f"{verdict}\n          {outlook()}")
+                    spoken = time.monotonic()
+                if time.monotonic() - spoken > HEARTBEAT:
+                    say(f"running   {', '.join(run.name for run, _ in active.values())}: {outlook()}")
+                    spoken = time.monotonic()
+        except BaseException:
+            launch.stop()
+            raise
     return failed
+
+
+def _perform(run: Run, launch: Launch) -> str:
+    """Run the commands of a run and put on record that it has finished; return why it failed, "" if it did not."""
+    begun = time.monotonic()
+    run.folder.mkdir(parents=True, exist_ok=True)
+    _write_record(run)
+    for step in run.steps:
+        if status := launch(step, run.log):
+            return f"exit status {status}"
+    if not run.result.is_file():
+        return f"no {run.result.name} was written"
+    _write_record(run, seconds=round(time.monotonic() - begun, 1), **_circumstances())
+    return ""
 
 
 def duration(seconds: float) -> str:
@@ -179,31 +196,20 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def _outlook(
-    done: int,
-    total: int,
-    todo: Sequence[tuple[Run, float]],
-    spent: dict[bool, list[float]],
-    elapsed: float,
-    jobs: int,
-) -> str:
-    text = f"{done} of {total} runs finished, {duration(elapsed)} elapsed"
-    kinds = {len(run.steps) > 1 for run, _ in todo}
-    if not todo:
-        return text
-    if not all(spent[kind] for kind in kinds):
-        return f"{text}, time left not known yet"
-    mean = {kind: sum(spent[kind]) / len(spent[kind]) for kind in kinds}
-    left = sum(max(0.0, mean[len(run.steps) > 1] - gone) for run, gone in todo) / jobs
-    return f"{text}, about {duration(left)} left"
+def _left(todo: Mapping[Run, float], took: Mapping[Run, float], jobs: int) -> str:
+    """Say how long runs will take that have run for some seconds, by the mean of finished runs of the same kind."""
+    left = 0.0
+    for run, gone in todo.items():
+        same = [seconds for other, seconds in took.items() if len(other.steps) == len(run.steps)]
+        if not same:
+            return ", time left not known yet"
+        left += max(0.0, mean(same) - gone)
+    return f", about {duration(left / jobs)} left" if todo else ""
 
 
 def _write_record(run: Run, **facts: object) -> None:
-    path = run.folder / RECORD
-    part = path.with_name(f".{os.getpid()}.{path.name}")
-    text = json.dumps({"settings": run.settings(), **facts}, indent=1)
-    part.write_text(text + "\n", encoding="utf-8")
-    os.replace(part, path)
+    with replacing(run.folder / RECORD) as part:
+        part.write_text(json.dumps({"settings": run.settings(), **facts}, indent=1) + "\n", encoding="utf-8")
 
 
 def _circumstances() -> dict[str, object]:
@@ -227,30 +233,3 @@ def _processor() -> str:
     lines = info.read_text(errors="replace").splitlines() if info.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
-
-
-def _stop(active: Sequence[_Active]) -> None:
-    """End the commands in progress; what they have written stays, and the next start continues from it."""
-    for item in active:
-        _signal(item.process, "SIGTERM")
-    deadline = time.monotonic() + PATIENCE
-    for item in active:
-        try:
-            item.process.wait(max(0.1, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            _signal(item.process, "SIGKILL")
-            item.process.wait()
-        _write_record(item.run, spent=round(item.earlier + item.seconds(), 1))
-
-
-def _signal(process: Process, name: str) -> None:
-    """Send a signal to a command and the workers that it started."""
-    if isinstance(process, subprocess.Popen) and hasattr(os, "killpg"):
-        try:
-            os.killpg(process.pid, getattr(signal, name))
-        except ProcessLookupError:
-            return
-    elif name == "SIGKILL":
-        process.kill()
-    else:
-        process.terminate()

@@ -21,10 +21,10 @@ import torch
 from monai.data import Dataset
 from monai.engines import SupervisedEvaluator
 from monai.inferers import SlidingWindowInfererAdapt
-from monai.transforms import Compose, EnsureTyped, Orientationd, Spacingd
+from monai.transforms import Compose, EnsureTyped, Orientationd, ScaleIntensityRanged, Spacingd
 
 from mambamim_nets import bundle as mb
-from mambamim_nets.bundle.io.headers import read_header
+from mambamim_nets.bundle.io.scan_formats import read_header
 
 
 class Repeat(torch.nn.Module):
@@ -54,12 +54,13 @@ def main(shape: list[int], edge: float, wanted: float, channels: int, classes: i
             mb.LoadScand("image"),
             Orientationd("image", "RAS", labels=None),
             Spacingd("image", [wanted] * 3, mode="bilinear"),
-            mb.intensity(["image"], "ct", -175, 250),
+            ScaleIntensityRanged("image", -175, 250, 0.0, 1.0, clip=True),
             EnsureTyped("image", dtype="float32"),
         ]
-        targets = mb.Targets(mb.named([str(name) for name in range(1, classes)]))
+        targets = mb.Targets({str(value): value for value in range(1, classes)})
         restore = mb.RestoreLabelsd("pred", targets, Compose(steps), max_gib=max_gib)
-        loader = mb.ScanLoader(Dataset([{"image": file, "name": "scan", "series": ""}], Compose(steps)))
+        loader = mb.ScanLoader(Dataset([{"image": file, "name": "scan", "series": None}], Compose(steps)))
+        loader.keep_loaded = True  # as where previews are drawn
         inferer = mb.AutocastInferer(SlidingWindowInfererAdapt((32, 32, 32), 4, 0.25, "gaussian"))
         evaluator = SupervisedEvaluator(
             torch.device("cpu"), loader, Repeat(classes), inferer=inferer, postprocessing=Compose([restore])

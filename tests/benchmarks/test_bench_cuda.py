@@ -12,7 +12,7 @@ from workloads import Pretraining, Segmentation
 
 from mambamim_nets import HyMamba
 from mambamim_nets.ops.blocks import pack
-from mambamim_nets.ops.selective_scan import naive, on_cpu, parallel
+from mambamim_nets.ops.recurrence import naive, on_cpu, parallel
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 ROUNDS = 20

@@ -9,7 +9,7 @@ from harness import compare, convolution_work, record_times, spy
 from rows import NETWORKS
 from workloads import Segmentation
 
-from mambamim_nets.ops.selective_scan import naive, on_cpu, parallel
+from mambamim_nets.ops.recurrence import naive, on_cpu, parallel
 
 
 def assert_native(run):

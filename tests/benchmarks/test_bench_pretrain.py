@@ -11,8 +11,8 @@ from harness import compare, convolution_work, footprint, record, record_times, 
 from workloads import CNNStage, Pretraining, TokenFill
 
 from mambamim_nets.ops.blocks import pack
-from mambamim_nets.ops.selective_scan import naive, on_cpu, parallel
-from mambamim_nets.ops.toki import naive as naive_toki
+from mambamim_nets.ops.interpolation import naive as naive_toki
+from mambamim_nets.ops.recurrence import naive, on_cpu, parallel
 
 
 def dense_work(encoder, x, visible, strides):

@@ -8,7 +8,7 @@ from baselines import parallel_recurrence, reference_recurrence
 from harness import compare, footprint, record, record_times, spy
 from workloads import Scan
 
-from mambamim_nets.ops.selective_scan import naive, on_cpu, parallel
+from mambamim_nets.ops.recurrence import naive, on_cpu, parallel
 
 
 def assert_native(problem):

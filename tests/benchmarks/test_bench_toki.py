@@ -6,7 +6,7 @@ import pytest
 from harness import compare, record_times, spy
 from workloads import TokenFill
 
-from mambamim_nets.ops.toki import naive
+from mambamim_nets.ops.interpolation import naive
 
 
 @pytest.mark.parametrize("row", ["toki", "toki-full"])

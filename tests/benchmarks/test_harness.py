@@ -16,7 +16,7 @@ from mambamim_nets import HyMamba
 from mambamim_nets.masking import random_visible
 from mambamim_nets.ops import selective_scan
 from mambamim_nets.ops.blocks import pack
-from mambamim_nets.ops.selective_scan import naive, on_cpu, parallel
+from mambamim_nets.ops.recurrence import naive, on_cpu, parallel
 
 
 def scan(u):

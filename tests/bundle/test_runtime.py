@@ -63,12 +63,12 @@ def test_gradients_and_keys_stay_and_memory_falls(case):
 def test_switched_off_it_leaves_the_network_alone():
     network = HyMamba(size="tiny")
     before = [type(module) for module in network.modules()]
-    assert [type(module) for module in checkpoint_activations(network, "false").modules()] == before
+    assert [type(module) for module in checkpoint_activations(network, False).modules()] == before
 
 
 PROGRAM = """
 import resource, sys, torch
-from mambamim_nets.bundle import reuse_memory
+from mambamim_nets.bundle.runtime import reuse_memory
 if sys.argv[1] == "reuse":
     reuse_memory()
 def faults(rounds):

@@ -1,5 +1,6 @@
-"""Small data and two ways to run a bundle: in this process, and through the command line."""
+"""Small data and the ways to run a bundle: in this process, through the command line, and on two processes."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -9,13 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import environment
+from helpers import BUNDLES, environment
 from monai.bundle import ConfigWorkflow
 from small import SMALL
 
 from mambamim_nets import HyMambaSeg, phantom
 
-BUNDLES = Path(__file__).parents[2] / "bundles"
 KINDS = {"btcv_seg": "abdomen", "amos_seg": "amos", "brats_seg": "brain", "ctorg_seg": "ctorg", "kits23_seg": "kits"}
 KINDS |= {"fetal_landmarks": "fetal"}
 
@@ -70,6 +70,39 @@ def command() -> Callable[..., str]:
         return output
 
     return run
+
+
+SEVERAL_RUNS = """
+import faulthandler, json, sys
+import monai.bundle, torch
+faulthandler.dump_traceback_later(600, exit=True)  # a hang shows where
+end = torch.distributed.destroy_process_group
+torch.distributed.destroy_process_group = lambda *group: end(*group) if group else None
+for options in json.loads(sys.argv[1]):  # one process group serves all
+    monai.bundle.run(**options)
+end()
+"""
+
+
+@pytest.fixture(scope="session")
+def two_processes(tmp_path_factory) -> Callable[..., str]:
+    """Return a function that runs a program, or bundles one after another, on two processes; it gives the output.
+
+    Its arguments are those of the program, or for each bundle the options of ``monai.bundle.run``.
+    """
+    script = tmp_path_factory.mktemp("launch") / "several_runs.py"
+    script.write_text(SEVERAL_RUNS)
+
+    def launch(*arguments: str | dict[str, Any], cwd: Path) -> str:
+        if isinstance(arguments[0], dict):
+            arguments = (str(script), json.dumps(arguments))
+        line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nnodes=1", "--nproc_per_node=2"]
+        env = environment(CUDA_VISIBLE_DEVICES="")
+        done = subprocess.run([*line, *arguments], cwd=cwd, env=env, capture_output=True, text=True, timeout=900)
+        assert done.returncode == 0, (done.stdout + done.stderr)[-12000:]
+        return done.stdout + done.stderr
+
+    return launch
 
 
 @pytest.fixture(scope="session")

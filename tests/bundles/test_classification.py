@@ -3,8 +3,6 @@
 import json
 import logging
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,25 +10,15 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from helpers import environment, finished, message_of, table
+from helpers import BUNDLES, finished, message_of, table
 from ignite.engine import Events
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
 from mambamim_nets import phantom
 from mambamim_nets.bundle.metrics.classification import measures, youden
 
-BUNDLE = Path(__file__).parents[2] / "bundles" / "brain_cls"
+BUNDLE = BUNDLES / "brain_cls"
 SMALL = ("--width", "4", "--spacing", "[5,5,5]", "--input_size", "[34,40,34]", "--device", "$torch.device('cpu')")
-LAUNCH = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nnodes=1", "--nproc_per_node=2")
-SEVERAL_RUNS = """
-import json, sys
-import monai.bundle, torch
-end = torch.distributed.destroy_process_group
-torch.distributed.destroy_process_group = lambda *group: end(*group) if group else None
-for options in json.loads(sys.argv[1]):  # one process group serves all
-    monai.bundle.run(**options)
-end()
-"""
 
 
 class Done(NamedTuple):
@@ -211,7 +199,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(workflow, done,
 
 
 @pytest.mark.slow
-def test_two_processes_train_and_evaluate_as_one_does(done, tmp_path):
+def test_two_processes_train_and_evaluate_as_one_does(done, two_processes, tmp_path):
     def configs(*names):
         return [str(BUNDLE / "configs" / f"{name}.json") for name in names]
 
@@ -221,12 +209,7 @@ def test_two_processes_train_and_evaluate_as_one_does(done, tmp_path):
         {"config_file": configs("train", "multi_gpu_train"), **small, "max_epochs": 1, "output_dir": str(tmp_path)},
         {"config_file": configs("train", "evaluate", "multi_gpu_evaluate"), **evaluate},
     ]
-    (tmp_path / "runs.py").write_text(SEVERAL_RUNS)
-    line = [*LAUNCH, str(tmp_path / "runs.py"), json.dumps(runs)]
-    env = environment(CUDA_VISIBLE_DEVICES="")
-    ended = subprocess.run(line, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=600)
-    output = ended.stdout + ended.stderr
-    assert ended.returncode == 0, output[-8000:]
+    output = two_processes(*runs, cwd=tmp_path)
     assert output.count("classification evaluation") == 1, "every process announces the run"
     state = torch.load(tmp_path / "checkpoint_last.pt", weights_only=True)
     assert state["epoch"] == 1 and not any(key.startswith("module.") for key in state["model"])

@@ -1,41 +1,18 @@
 """Two processes on the CPU: the same numbers as one, and every run ends."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from helpers import environment, finished, table
+from helpers import BUNDLES, finished, table
 from monai.bundle import ConfigParser
 
 from mambamim_nets import HyMambaSeg
-from mambamim_nets import bundle as mb
-
-BUNDLES = Path(__file__).parents[2] / "bundles"
-LAUNCH = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nnodes=1", "--nproc_per_node=2")
-SEVERAL_RUNS = """
-import faulthandler, json, sys
-import monai.bundle, torch
-faulthandler.dump_traceback_later(600, exit=True)  # a hang shows where
-end = torch.distributed.destroy_process_group
-torch.distributed.destroy_process_group = lambda *group: end(*group) if group else None
-for options in json.loads(sys.argv[1]):  # one process group serves all
-    monai.bundle.run(**options)
-end()
-"""
 
 
 def files(name, *configs):
     return [str(BUNDLES / name / "configs" / f"{config}.json") for config in configs]
-
-
-def launch(*arguments, cwd):
-    env = environment(CUDA_VISIBLE_DEVICES="")
-    done = subprocess.run([*LAUNCH, *arguments], cwd=cwd, env=env, capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, (done.stdout + done.stderr)[-12000:]
-    return done.stdout + done.stderr
 
 
 def metrics(folder):
@@ -47,7 +24,7 @@ def metrics(folder):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "rows"), [("msd_seg", 5 * 2), ("brats_seg", 4 * 3)])
-def test_two_processes_evaluate_as_one_does(workflow, data_of, small, tmp_path, name, rows):
+def test_two_processes_evaluate_as_one_does(workflow, data_of, small, two_processes, tmp_path, name, rows):
     torch.manual_seed(0)
     network = HyMambaSeg(4 if name == "brats_seg" else 1, 3, size="tiny")
     torch.save(network.state_dict(), tmp_path / "network.pt")
@@ -58,9 +35,8 @@ def test_two_processes_evaluate_as_one_does(workflow, data_of, small, tmp_path, 
     alone = workflow(name, ["train", "evaluate"], eval_dir=str(tmp_path / "one"), **options)
     finished(alone)
     options |= {key: value for key, value in small[name].items() if key in ("roi_size", "spacing")}
-    line = [f"--{key}={value}" for key, value in {**options, "eval_dir": tmp_path / "two"}.items()]
-    configs = str(files(name, "train", "evaluate", "multi_gpu_evaluate"))
-    output = launch("-m", "monai.bundle", "run", "--config_file", configs, *line, cwd=tmp_path)
+    configs = files(name, "train", "evaluate", "multi_gpu_evaluate")
+    output = two_processes({"config_file": configs, "eval_dir": str(tmp_path / "two"), **options}, cwd=tmp_path)
     assert output.count("segmentation evaluation") == 1, "every process announces the run"
     one, two = metrics(tmp_path / "one"), metrics(tmp_path / "two")
     assert len(one) == rows, "five cases, an odd number, of two classes; four of three regions"
@@ -120,9 +96,9 @@ dist.destroy_process_group()
 
 
 @pytest.mark.slow
-def test_processes_that_share_no_disk_resume_what_rank_0_has(tmp_path, reliability):
+def test_processes_that_share_no_disk_resume_what_rank_0_has(two_processes, tmp_path, reliability):
     (tmp_path / "script.py").write_text(APART)
-    launch(str(tmp_path / "script.py"), str(tmp_path), cwd=tmp_path)
+    two_processes(str(tmp_path / "script.py"), str(tmp_path), cwd=tmp_path)
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
     assert first == second, "every process does the same, and fails with the same words"
     assert not list(tmp_path.glob("node_1/*.pt")), "rank 0 alone writes"
@@ -137,7 +113,7 @@ def test_processes_that_share_no_disk_resume_what_rank_0_has(tmp_path, reliabili
 
 
 @pytest.mark.slow
-def test_training_and_pretraining_run_and_resume_on_two_processes(data, tmp_path):
+def test_training_and_pretraining_run_and_resume_on_two_processes(data, two_processes, tmp_path):
     small = {"roi_size": [32, 32, 32], "batch_size": 2}
     segment = {**small, "dataset_dir": str(data), "val_interval": 1, "output_dir": str(tmp_path / "segment")}
     weighted = [str(data / "imagesTr"), {"path": str(data / "imagesTs"), "weight": 3.0}]
@@ -154,9 +130,7 @@ def test_training_and_pretraining_run_and_resume_on_two_processes(data, tmp_path
         for name, options in (("msd_seg", segment), ("pretrain", pretrain))
         for epochs in (1, 2)
     ]
-    script = tmp_path / "several_runs.py"
-    script.write_text(SEVERAL_RUNS)
-    output = launch(str(script), json.dumps(runs), cwd=tmp_path)
+    output = two_processes(*runs, cwd=tmp_path)
     assert output.count("after epoch 1: continuing up to epoch 2") == 2, "of each resumed run, rank 0 alone logs"
     for name, weights in (("segment", "model_best.pt"), ("pretrain", "encoder.pt")):
         state = torch.load(tmp_path / name / "checkpoint_last.pt", weights_only=True)
@@ -176,27 +150,7 @@ def test_the_handlers_that_only_rank_0_runs_are_those_that_write(name):
     ]
     for part in parts:
         writes = part["_target_"].split(".")[-1] in ("SummaryWriter", "StatsHandler", "TensorBoardStatsHandler")
-        assert part.get("_disabled_") == ("$mb.process_rank() > 0" if writes else None)
-    for key in override:
+        assert part.get("_disabled_") == ("@other_process" if writes else None)
+    assert base["other_process"] is False and override["other_process"] == "$mb.process_rank() > 0"
+    for key in override.keys() - {"finalize"}:
         assert key in ConfigParser(base), f"{key} overrides nothing"
-
-
-def test_samplers_of_processes(monkeypatch):
-    items = [{"source": "a", "weight": 1.0}] * 6 + [{"source": "b", "weight": 3.0}] * 2
-    monkeypatch.setattr(torch.distributed, "is_available", lambda: True)
-    monkeypatch.setattr(torch.distributed, "get_world_size", lambda *_: 3)
-    drawn, order = [], []
-    for rank in range(3):
-        monkeypatch.setattr(torch.distributed, "get_rank", lambda *_, rank=rank: rank)
-        sampler = mb.training_sampler(items, 0, items)
-        torch.manual_seed(rank)
-        drawn.append([index for _ in range(200) for index in sampler])
-        order.append(list(mb.validation_sampler(items)))
-        assert len(sampler) == len(mb.training_sampler(items)) == 3
-    assert sorted(i for part in order for i in part) == list(range(8)), "every case once"
-    assert drawn[0] != drawn[1] != drawn[2]
-    for indices in drawn:
-        share = sum(index >= 6 for index in indices) / len(indices)
-        assert share == pytest.approx(0.75, abs=0.06), "source b has weight 3 of 4"
-    with pytest.raises(ValueError, match=r"2 validation cases are too few for 3 processes; use --nproc_per_node=2"):
-        mb.validation_sampler(items[:2])

@@ -20,10 +20,10 @@ import monai.bundle
 import nibabel as nib
 import numpy as np
 import pytest
+from helpers import BUNDLES, REPOSITORY, existing
 
-BUNDLES = Path(__file__).parents[2] / "bundles"
-PACKAGE = Path(__file__).parents[2] / ".ci" / "package_bundles.py"
-NAMES = sorted(path.parents[1].name for path in BUNDLES.glob("*/configs/metadata.json"))
+PACKAGE = REPOSITORY / ".ci" / "package_bundles.py"
+NAMES = [path.parents[1].name for path in existing(BUNDLES.glob("*/configs/metadata.json"))]
 pytestmark = pytest.mark.slow
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

@@ -3,17 +3,16 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import onnxruntime
 import pytest
 import torch
-from helpers import environment
+from helpers import BUNDLES, environment
 from torch.testing import assert_close
 
 from mambamim_nets import HyMambaSeg
 
-BUNDLE = Path(__file__).parents[2] / "bundles" / "msd_seg"
+BUNDLE = BUNDLES / "msd_seg"
 WEIGHTS = BUNDLE / "models" / "model.pt"
 SHAPE = (1, 1, 32, 48, 32)
 

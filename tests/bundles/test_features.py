@@ -45,7 +45,8 @@ def test_features_of_a_folder_lie_where_the_scan_is(encoder, bundle_run, tmp_pat
     nib.save(nib.Nifti1Image(odd, affine), tmp_path / "scans" / "two.nii.gz")
 
     options = {"input": str(tmp_path / "scans"), "checkpoint": str(tmp_path / "encoder.pt")}
-    outcome = bundle_run("pretrain", "inference", **options, intensity="ct", intensity_range=[0, 2])
+    limits = {"intensities#ct#a_min": 0, "intensities#ct#a_max": 2}
+    outcome = bundle_run("pretrain", "inference", **options, intensity="ct", **limits, force=True)  # no HU
     assert outcome.status == 0, outcome.log[-4000:]
     assert f"tensors from {tmp_path / 'encoder.pt'}" in outcome.log
     made = sorted(path.name for path in (tmp_path / "out").iterdir() if path.name[0] != ".")

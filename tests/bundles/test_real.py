@@ -1,32 +1,19 @@
 """The shipped weights on real scans: geometry, plausibility, and bfloat16 against float32; not accuracy."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from helpers import table
+from helpers import BUNDLES, table
 from monai.bundle import ConfigParser
 
-BUNDLES = Path(__file__).parents[2] / "bundles"
-SHARED = Path(os.environ.get("MAMBAMIM_DATA", Path(__file__).parents[2] / ".." / "shared" / "data"))
-CT = SHARED / "totalsegmentator"
 
-HIPPOCAMPUS, BRATS = SHARED / "msd_hippocampus", SHARED / "brats_tcga" / "mini_2mm"
-
-needs_ct = pytest.mark.skipif(not CT.is_dir(), reason="real CT is not there: set MAMBAMIM_DATA")
-
-
-def segment(source: Path, folder: Path, *options: str) -> None:
-    line = [sys.executable, "-m", "monai.bundle", "run", "--config_file"]
-    line += [str(BUNDLES / "btcv_seg/configs/inference.json"), "--input", str(source), "--output_dir", str(folder)]
-    done = subprocess.run([*line, *options], capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "demonstration" in done.stdout, "every run with these weights says what they are"
+def segment(command, source: Path, folder: Path, *options: str) -> None:
+    options = ("--input", str(source), "--output_dir", str(folder), *options)
+    output = command(BUNDLES / "btcv_seg/configs/inference.json", *options, cwd=folder.parent)
+    assert "demonstration" in output, "every run with these weights says what they are"
 
 
 def dice(first: np.ndarray, second: np.ndarray) -> float:
@@ -34,14 +21,14 @@ def dice(first: np.ndarray, second: np.ndarray) -> float:
 
 
 @pytest.mark.slow
-@needs_ct
-def test_a_ct_whose_liver_is_where_the_liver_is(tmp_path):
+def test_a_ct_whose_liver_is_where_the_liver_is(command, real_data, tmp_path):
     """Its label map was among the shapes that training deformed: this shows that the chain works."""
-    image = CT / "ct_abdomen_3mm" / "image.nii.gz"
-    segment(image, tmp_path)
+    folder = real_data("totalsegmentator/ct_abdomen_3mm")
+    image = folder / "image.nii.gz"
+    segment(command, image, tmp_path)
     result, scan = nib.load(tmp_path / "image_seg.nii.gz"), nib.load(image)
     assert result.shape == scan.shape and np.allclose(result.affine, scan.affine)
-    reference = np.asarray(nib.load(CT / "ct_abdomen_3mm" / "label_btcv13.nii.gz").dataobj)
+    reference = np.asarray(nib.load(folder / "label_btcv13.nii.gz").dataobj)
     assert dice(np.asarray(result.dataobj) == 6, reference == 6) > 0.7
     assert (tmp_path / "image_preview.png").stat().st_size > 10_000
     (row,) = table(tmp_path / "volumes.csv")
@@ -49,20 +36,19 @@ def test_a_ct_whose_liver_is_where_the_liver_is(tmp_path):
 
 
 @pytest.mark.slow
-@needs_ct
-def test_dicom_gives_what_nifti_gives_in_world_space(tmp_path):
+def test_dicom_gives_what_nifti_gives_in_world_space(command, real_data, tmp_path):
     """The readers may store the slices in opposite order, so voxels are compared where they lie."""
     from mambamim_nets.bundle.inference.scan_lists import scans
-    from mambamim_nets.bundle.io.dicom_series import series_files
-    from mambamim_nets.bundle.io.reader import LoadScand
+    from mambamim_nets.bundle.io.scan_formats import LoadScand
 
-    series = CT / "ct_dicom" / "series"
+    folder = real_data("totalsegmentator/ct_dicom")
+    series = folder / "series"
     (item,) = scans(str(series), str(tmp_path / "out"))
     loaded = LoadScand("image")(item)["image"]
     nib.save(nib.Nifti1Image(loaded[0].numpy(), loaded.affine.numpy()), tmp_path / "ct.nii.gz")
     few_windows = ("--overlap", "0.25", "--previews", "false")
-    segment(series, tmp_path / "dicom", *few_windows)
-    segment(tmp_path / "ct.nii.gz", tmp_path / "nifti", *few_windows)
+    segment(command, series, tmp_path / "dicom", *few_windows)
+    segment(command, tmp_path / "ct.nii.gz", tmp_path / "nifti", *few_windows)
     first = nib.load(tmp_path / "dicom" / "series_seg.nii.gz")
     second = nib.load(tmp_path / "nifti" / "ct_seg.nii.gz")
     index = np.argwhere(np.asarray(first.dataobj) > 0)
@@ -75,7 +61,7 @@ def test_dicom_gives_what_nifti_gives_in_world_space(tmp_path):
 
     # whose reference came with the series as NIfTI, made by other software: a flipped geometry would miss it
     liver = np.argwhere(np.asarray(first.dataobj) == 6)
-    reference = nib.load(CT / "ct_dicom" / "label_btcv13.nii.gz")
+    reference = nib.load(folder / "label_btcv13.nii.gz")
     there = nib.affines.apply_affine(np.linalg.inv(reference.affine) @ first.affine, liver).round().astype(int)
     truth = np.asarray(reference.dataobj) == 6
     assert 2 * truth[tuple(there.T)].sum() / (len(liver) + truth.sum()) > 0.8
@@ -85,30 +71,33 @@ def test_dicom_gives_what_nifti_gives_in_world_space(tmp_path):
     written = pydicom.dcmread(tmp_path / "dicom" / "series_seg.dcm")
     assert written.Modality == "SEG" and written.FrameOfReferenceUID
     assert {s.SegmentLabel for s in written.SegmentSequence} >= {"liver", "spleen"}
-    assert len(series_files(str(series), item["series"])) == 20
+    assert len(item["series"].files) == 20
 
 
 # --- bfloat16 against float32 ---------------------------------------------------------------------
 
 
+CASES = {
+    "btcv_seg": "totalsegmentator/ct_abdomen_3mm",
+    "amos_seg": "totalsegmentator/ct_abdomen_3mm",
+    "msd_seg": "msd_hippocampus",
+    "brats_seg": "brats_tcga/mini_2mm",
+}
+
+
 def first_case(folder: Path) -> tuple[Path, Path]:
-    image = min((folder / "imagesTr").glob("*.nii.gz"), default=folder / "none")
+    if (folder / "image.nii.gz").is_file():
+        return folder / "image.nii.gz", folder / "label_btcv13.nii.gz"
+    image = min((folder / "imagesTr").glob("*.nii.gz"))
     return image, folder / "labelsTr" / image.name
 
 
-ABDOMEN = (CT / "ct_abdomen_3mm" / "image.nii.gz", CT / "ct_abdomen_3mm" / "label_btcv13.nii.gz")
-CASES = [("btcv_seg", *ABDOMEN), ("amos_seg", *ABDOMEN)]
-CASES += [("msd_seg", *first_case(HIPPOCAMPUS)), ("brats_seg", *first_case(BRATS))]
-
-
 @pytest.mark.parametrize(
-    ("name", "image", "label"),
-    [pytest.param(*case, id=case[0], marks=[pytest.mark.slow] if case[0] != "msd_seg" else []) for case in CASES],
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name != "msd_seg" else []) for name in CASES]
 )
-def test_bfloat16_delivers_what_float32_does(name, image, label):
+def test_bfloat16_delivers_what_float32_does(real_data, name):
     """Mean Dice over the structures that the reference has; BTCV and AMOS number the first nine organs alike."""
-    if not image.is_file():
-        pytest.skip(f"{image} is not there: set MAMBAMIM_DATA")
+    image, label = first_case(real_data(CASES[name]))
     parser = ConfigParser()
     parser.read_config(str(BUNDLES / name / "configs" / "inference.json"))
     parser.update({"bundle_root": str(BUNDLES / name), "device": "$torch.device('cpu')", "amp": False})
@@ -116,7 +105,7 @@ def test_bfloat16_delivers_what_float32_does(name, image, label):
         parser["channel_order"] = ["t1", "t1ce", "t2", "flair"]  # of these files
     data = parser.get_parsed_content("preprocessing")({"image": str(image)})
     network, inferer, targets, restore = (
-        parser.get_parsed_content(key) for key in ("network", "inferer", "targets", "postprocessing")
+        parser.get_parsed_content(key) for key in ("network", "autocast_inferer", "targets", "postprocessing")
     )
     network.load_state_dict(torch.load(parser.get_parsed_content("checkpoint"), weights_only=True))
     truth, scores = np.asarray(nib.load(label).dataobj), []

@@ -8,7 +8,7 @@ from monai.networks.nets import BasicUNet, SegResNet
 
 from mambamim_nets import HyMamba, HyMambaSeg, NNMambaClassifier
 from mambamim_nets.bundle.weights import record
-from mambamim_nets.checkpoint import read_record, stamped
+from mambamim_nets.checkpoint import read_state, record_of, stamped
 
 FACTS = {
     **{"task": "Task04_Hippocampus", "channels": ["MRI"], "labels": ["anterior", "posterior"], "regions": []},
@@ -119,7 +119,7 @@ def test_what_is_trained_with_another_network_says_so_and_is_found_again(bundle_
     outcome = bundle_run("msd_seg", dataset_dir=str(data), network_def=chosen, max_epochs=1, val_interval=1)
     assert outcome.status == 0, outcome.log[-3000:]
     weights = tmp_path / "out" / "model_best.pt"
-    held = read_record(weights)
+    held = record_of(read_state(weights))
     assert (held["architecture"], held["size"], held["width"], held["in_channels"]) == ("segresnet", "tiny", 8, 1)
     assert "scan" not in held, "an option that the network never saw"
     options = {"input": str(data / "imagesTs"), "checkpoint": str(weights), "previews": False}
@@ -132,7 +132,7 @@ def test_weights_say_the_spacing_that_their_preprocessing_had(bundle_run, reliab
     outcome = bundle_run("msd_seg", **options, **{"train#preprocessing#transforms#3#pixdim": [1.5, 1.5, 1.5]})
     assert outcome.status == 0, outcome.log[-3000:]
     weights = tmp_path / "out" / "model_best.pt"
-    assert read_record(weights)["spacing"] == [1.5, 1.5, 1.5]
+    assert record_of(read_state(weights))["spacing"] == [1.5, 1.5, 1.5]
     outcome = bundle_run("msd_seg", "inference", input=str(data / "imagesTs"), checkpoint=str(weights))
     assert "spacing is [1.5, 1.5, 1.5] in the file" in outcome.last
     reliability("Weights", "weights whose spacing was changed in their preprocessing alone", outcome)
@@ -142,7 +142,7 @@ def test_fine_tuning_at_other_values_than_the_pre_training_says_so_in_one_line(b
     outcome = bundle_run("pretrain", sources=[str(data)], max_epochs=1, output_dir=str(tmp_path / "pretrained"))
     assert outcome.status == 0, outcome.log[-3000:]
     path = tmp_path / "pretrained" / "encoder.pt"
-    held = read_record(path)
+    held = record_of(read_state(path))
     assert held["encoder"] == "HyMamba" and held["in_channels"] == 1 and held["mamba_depth"] == 2
     assert (held["spacing"], held["intensity"], held["roi_size"]) == ([1.0, 1.0, 1.0], "mr", [32, 32, 32])
     options = {"dataset_dir": str(data), "max_epochs": 1, "pretrained": str(path)}

@@ -1,8 +1,6 @@
 """The start of a run: names, folders and weights are checked before any work; and its stop, which says how to go on."""
 
-import errno
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -11,17 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import environment
-from monai.bundle import ConfigParser
+from helpers import BUNDLES, environment
 from monai.networks.nets import SegResNet
 from small import SMALL
 
 from mambamim_nets import HyMamba, HyMambaSeg, NNMambaSeg
-from mambamim_nets.bundle import stops
-from mambamim_nets.bundle.start import check_folder
 from mambamim_nets.checkpoint import load_weights, stamped
-
-BUNDLES = Path(__file__).parents[2] / "bundles"
 
 NAMES = {
     # fault: (bundle, configurations, options, part of the sentence)
@@ -51,8 +44,8 @@ NAMES = {
         "option --train#dataloadr is read by nothing; did you mean train#dataloader",
     ),
     "a misspelled augmentation": (
-        *("btcv_seg", "train", {"augmentation#flip_axess": [0]}),
-        "option --augmentation#flip_axess is read by nothing; did you mean augmentation#flip_axes?",
+        *("btcv_seg", "train", {"augmentation#0#probb": 0.5}),
+        "option --augmentation#0#probb is no argument of RandFlipd; did you mean augmentation#0#prob?",
     ),
     "a misspelled key of the synthetic data": (
         *("btcv_seg", "train", {"phantom#case": 3}),
@@ -134,19 +127,6 @@ def test_a_folder_of_results_that_cannot_be_is_refused_before_the_work(bundle_ru
         assert f"must be a folder, and {file} is a file; give another --" in outcome.last
         reliability("Options", fault, outcome)
     assert file.read_text() == "mine"
-
-
-def test_a_folder_that_cannot_be_written_is_refused(reliability, tmp_path, monkeypatch):
-    def full(dir):
-        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(dir))
-
-    monkeypatch.setattr("tempfile.TemporaryFile", full)
-    with pytest.raises(OSError, match="Read-only file system; give another --output_dir") as caught:
-        check_folder(str(tmp_path / "out"), "output_dir")
-    reliability("Options", "a folder of results that cannot be written", caught.value)
-    with pytest.raises(OSError, match="File name too long; give another --output_dir") as caught:
-        check_folder(str(tmp_path / ("x" * 300)), "output_dir")
-    reliability("Options", "a folder of results with too long a name", caught.value, hide="x{300}")
 
 
 def test_a_home_folder_is_found_in_every_path(bundle_run, data, tmp_path, monkeypatch):
@@ -254,20 +234,3 @@ def test_an_inference_that_is_interrupted_says_how_to_go_on(data, network_file, 
     assert "Traceback" not in output
     last = output.strip().splitlines()[-1]
     assert last == f"SIGINT stopped the run; the scans that are done are in {out}: run the same command again"
-
-
-@pytest.mark.parametrize(
-    ("config", "values", "words"),
-    [
-        ({"checkpoints": 1}, {}, "before its first checkpoint: the same command starts it again"),
-        ({"checkpoints": 1}, {"resume": "auto", "last": 1}, "the same command goes on from there"),
-        ({"checkpoints": 1}, {"resume": False, "last": 1}, "the same command with --resume true goes on from there"),
-        ({"checkpoints": 1}, {"eval_dir": "x"}, "stopped the evaluation; its tables are not complete"),
-        ({}, {}, "the scans that are done are in"),
-    ],
-)
-def test_the_last_line_of_a_stop(tmp_path, config, values, words):
-    if values.get("last"):
-        (tmp_path / "checkpoint_last.pt").touch()
-    line = stops.last_line("SIGINT", ConfigParser(config), {"output_dir": str(tmp_path), **values})
-    assert words in line and line.startswith("SIGINT stopped the ")

@@ -145,7 +145,10 @@ MARKED = {
     "landmarks: an image outside of the data set": ({"image": "../../private.nii.gz"}, "must stay inside"),
     "landmarks: a file of points outside of the data set": ({"landmarks": "../../x.csv"}, "must stay inside"),
     "landmarks: a case named ../../evil": ({"case": "../../evil"}, "must have no slash or backslash"),
-    "landmarks: points in something that is no path": ({"landmarks": ["a.csv"]}, "'landmarks' must be the path"),
+    "landmarks: points in something that is no path": (
+        {"landmarks": ["a.csv"]},
+        "must have as 'landmarks' the path of a file",
+    ),
 }
 
 

@@ -5,17 +5,13 @@ changelog, metadata schema, input and output of ``network_def``, and its export 
 """
 
 import json
-import os
-from pathlib import Path
 
 import pytest
 import torch
+from helpers import BUNDLES, existing
 from monai.bundle import ConfigParser, ckpt_export, verify_metadata, verify_net_in_out
 
-BUNDLES = Path(__file__).parents[2] / "bundles"
-NAMES = sorted(path.parents[1].name for path in BUNDLES.glob("*/configs/metadata.json"))
-SHARED = Path(os.environ.get("MAMBAMIM_DATA", Path(__file__).parents[2] / ".." / "shared" / "data"))
-SCHEMA = SHARED.parent / "specs" / "monai" / "meta_schema_20240725.json"
+NAMES = [path.parents[1].name for path in existing(BUNDLES.glob("*/configs/metadata.json"))]
 LARGEST = 25 * 10**6  # bytes; larger files need large_files.yml
 
 every_bundle = pytest.mark.parametrize("name", NAMES)
@@ -46,13 +42,12 @@ def metadata(name: str) -> dict:
 def test_files_that_the_zoo_asks_for_are_there():
     wanted = ["LICENSE", "configs/metadata.json", "configs/inference.json", "models/model.pt"]
     wanted += ["docs/README.md", "docs/data_license.txt"]
-    assert NAMES
     assert [f"{name}/{file}" for name in NAMES for file in wanted if not (BUNDLES / name / file).is_file()] == []
 
 
 def test_no_file_of_a_bundle_is_too_large():
     parts = [BUNDLES / name / part for name in NAMES for part in ("configs", "docs", "models")]
-    files = [path for part in parts for path in part.rglob("*") if path.is_file()]
+    files = existing(path for part in parts for path in part.rglob("*") if path.is_file())
     assert [str(path) for path in files if path.stat().st_size > LARGEST] == []
 
 
@@ -62,16 +57,16 @@ def test_metadata_name_the_bundle_and_explain_its_version():
 
 
 @pytest.mark.filterwarnings("ignore:No hash value provided:UserWarning")  # the schema is a file beside us
-@pytest.mark.skipif(not SCHEMA.is_file(), reason="the metadata schema of MONAI is not beside the repository")
-def test_metadata_fit_the_schema_of_monai(tmp_path):
+def test_metadata_fit_the_schema_of_monai(real_data, tmp_path):
+    schema = real_data("../specs/monai/meta_schema_20240725.json")
     copy, wrong = tmp_path / "schema.json", {}  # a file that exists is not downloaded
-    copy.write_bytes(SCHEMA.read_bytes())
+    copy.write_bytes(schema.read_bytes())
     for name in NAMES:
         try:
             verify_metadata(meta_file=arguments(name)["meta_file"], filepath=str(copy))
         except ValueError as error:
             wrong[name] = str(error)
-        if not metadata(name)["schema"].endswith(f"/{SCHEMA.name}"):
+        if not metadata(name)["schema"].endswith(f"/{schema.name}"):
             wrong[name] = f"names the schema {metadata(name)['schema']}"
     assert wrong == {}
 

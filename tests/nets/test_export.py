@@ -9,7 +9,7 @@ import torch
 from torch.testing import assert_close
 
 from mambamim_nets import HyMamba, HyMambaSeg
-from mambamim_nets.ops.selective_scan import naive, parallel
+from mambamim_nets.ops.recurrence import naive, parallel
 
 SHAPE = (1, 2, 32, 48, 32)
 OTHERS = ((2, 2, 16, 32, 48), (1, 2, 48, 16, 16))

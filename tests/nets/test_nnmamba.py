@@ -1,11 +1,9 @@
 """nnMamba: the published sizes, each part against its definition, the switches, and that the networks learn."""
 
-from pathlib import Path
-
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import count, image
+from helpers import BUNDLES, count, image
 from monai.losses import DeepSupervisionLoss, DiceCELoss
 from torch.testing import assert_close
 
@@ -80,7 +78,7 @@ def test_miccss_has_the_published_parameters(channels, block, mamba):
 def test_the_classifiers_mlp_is_as_wide_as_the_network_unless_told():
     assert NNMambaClassifier(width=8).mlp[0].weight.shape == (8, 112)
     assert NNMambaClassifier(width=8, mlp_width=32).mlp[0].weight.shape == (32, 112)
-    shipped = Path(__file__).parents[2] / "bundles" / "brain_cls" / "models" / "model.pt"
+    shipped = BUNDLES / "brain_cls" / "models" / "model.pt"
     load_weights(NNMambaClassifier(width=16, mlp_width=32), shipped)
     with pytest.raises(ValueError, match=r"MLP of width 32, the network one of 16: use --mlp_width 32"):
         load_weights(NNMambaClassifier(width=16), shipped)

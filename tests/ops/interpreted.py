@@ -1,8 +1,6 @@
 """The Triton kernels in Triton's interpreter, against the loops that define them; run by test_fused.py in a process of
 its own, because TRITON_INTERPRET must be set before triton is imported."""
 
-import importlib
-
 import pytest
 import torch
 from torch import Tensor
@@ -10,11 +8,11 @@ from torch.testing import assert_close
 
 from mambamim_nets.ops import selective_scan as scan
 from mambamim_nets.ops import toki
+from mambamim_nets.ops.interpolation import fused as toki_kernels
+from mambamim_nets.ops.interpolation import naive as toki_naive
+from mambamim_nets.ops.recurrence import fused as scan_kernels
+from mambamim_nets.ops.recurrence import naive as scan_naive
 
-scan_kernels = importlib.import_module("mambamim_nets.ops.selective_scan.fused")
-toki_kernels = importlib.import_module("mambamim_nets.ops.toki.fused")
-scan_naive = importlib.import_module("mambamim_nets.ops.selective_scan.naive").naive
-toki_naive = importlib.import_module("mambamim_nets.ops.toki.naive").naive
 CHUNK, BLOCK = scan_kernels.CHUNK, scan_kernels.BLOCK
 
 
@@ -70,20 +68,20 @@ def draw_scan(samples, length, channels, states, groups, dtype=torch.float64) ->
 )
 def test_scan_equals_the_loop_with_all_gradients(samples, length, channels, states, groups):
     inputs = draw_scan(samples, length, channels, states, groups)
-    compare(scan_kernels.fused, scan_naive, inputs, 1e-10)
+    compare(scan_kernels.on_cuda, scan_naive, inputs, 1e-10)
 
 
 def test_scan_in_float32():
     inputs = draw_scan(1, CHUNK + 2, 5, 3, 1, torch.float32)
-    compare(scan_kernels.fused, scan_naive, inputs, 1e-5)
+    compare(scan_kernels.on_cuda, scan_naive, inputs, 1e-5)
 
 
 def test_scan_without_gradients_is_the_same_and_saves_no_state():
     inputs = draw_scan(1, CHUNK + 1, 3, 2, 1)
     with torch.no_grad():
-        results = scan_kernels.fused(*inputs)
+        results = scan_kernels.on_cuda(*inputs)
     assert not results[0].requires_grad
-    for mine, other in zip(results, scan_kernels.fused(*inputs), strict=True):
+    for mine, other in zip(results, scan_kernels.on_cuda(*inputs), strict=True):
         assert torch.equal(mine, other)
     assert scan_kernels._forward(*(tensor.detach() for tensor in inputs), save=False)[2].numel() == 0
 
@@ -92,14 +90,14 @@ def test_scan_survives_strong_decay():
     u, matrix = torch.ones(1, CHUNK + 2, 2), torch.ones(1, 1, CHUNK + 2, 2)
     A = torch.tensor([[-16.0, -1e-4]]).expand(2, 2)
     inputs = [tensor.clone().requires_grad_() for tensor in (u, 50 * u, A, matrix, matrix)]
-    compare(scan_kernels.fused, scan_naive, inputs, 1e-5)
+    compare(scan_kernels.on_cuda, scan_naive, inputs, 1e-5)
 
 
 def test_scan_of_views():
     inputs = draw_scan(2, 5, 4, 2, 1)
     views = [tensor.detach().mT.contiguous().mT.requires_grad_() for tensor in inputs]
     assert not views[0].is_contiguous()
-    compare(scan_kernels.fused, scan_naive, views, 1e-10)
+    compare(scan_kernels.on_cuda, scan_naive, views, 1e-10)
 
 
 def rows(*patterns: str) -> Tensor:
@@ -127,7 +125,7 @@ def draw_toki(visible: Tensor, channels: int = 5) -> list[Tensor]:
 @pytest.mark.parametrize("visible", MASKS.values(), ids=MASKS.keys())
 def test_toki_equals_the_loop_with_all_gradients(visible):
     compare(
-        lambda y, a, b: toki_kernels.fused(y, visible, a, b),
+        lambda y, a, b: toki_kernels.on_cuda(y, visible, a, b),
         lambda y, a, b: toki_naive(y, visible, a, b),
         draw_toki(visible),
         1e-10,
@@ -138,7 +136,7 @@ def test_toki_equals_the_loop_with_all_gradients(visible):
 def test_toki_of_any_number_of_channels(channels):
     visible = MASKS["both-runs"]
     compare(
-        lambda y, a, b: toki_kernels.fused(y, visible, a, b),
+        lambda y, a, b: toki_kernels.on_cuda(y, visible, a, b),
         lambda y, a, b: toki_naive(y, visible, a, b),
         draw_toki(visible, channels),
         1e-10,
@@ -150,7 +148,7 @@ def test_toki_at_special_state_matrices(value):
     visible = MASKS["both-runs"]
     y, a, b = draw_toki(visible)
     compare(
-        lambda y, a, b: toki_kernels.fused(y, visible, a, b),
+        lambda y, a, b: toki_kernels.on_cuda(y, visible, a, b),
         lambda y, a, b: toki_naive(y, visible, a, b),
         [y, torch.full_like(a, value).requires_grad_(), b],
         1e-10,
@@ -163,7 +161,7 @@ def test_toki_equals_the_cpu_path_and_keeps_visible_tokens(dtype):
     y, a, b = (tensor.detach().float() for tensor in draw_toki(visible))
     y = y.to(dtype).requires_grad_()
     results = []
-    for fill in (toki_kernels.fused, toki):
+    for fill in (toki_kernels.on_cuda, toki):
         out = fill(y, visible, a, b)
         results.append((out, *torch.autograd.grad(out.float().square().sum(), y)))
         assert out.dtype == dtype and torch.equal(out[visible], y.flatten(0, 1))

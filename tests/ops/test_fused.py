@@ -11,8 +11,8 @@ import torch
 from torch.testing import assert_close
 
 from mambamim_nets.ops import selective_scan, toki
-from mambamim_nets.ops.selective_scan import native
-from mambamim_nets.ops.selective_scan.external import mamba_ssm_scan
+from mambamim_nets.ops.recurrence import naive
+from mambamim_nets.ops.recurrence.external import mamba_ssm_scan
 
 pytest.importorskip("triton", reason="needs Triton, which has no wheel for this system")
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
@@ -37,10 +37,10 @@ def test_in_the_interpreter():
 
 SCAN = {"CHUNK": 16, "BLOCK": 8, "STATES": 16}
 KERNELS = {
-    "scan-forward": ("selective_scan", "_forward_kernel", {**SCAN, "SAVE": True}, 4),
-    "scan-backward": ("selective_scan", "_backward_kernel", SCAN, 4),
-    "toki-forward": ("toki", "_forward_kernel", {"BLOCK": 128}, 1),
-    "toki-backward": ("toki", "_backward_kernel", {"BLOCK": 128}, 1),
+    "scan-forward": ("recurrence", "_forward_kernel", {**SCAN, "SAVE": True}, 4),
+    "scan-backward": ("recurrence", "_backward_kernel", SCAN, 4),
+    "toki-forward": ("interpolation", "_forward_kernel", {"BLOCK": 128}, 1),
+    "toki-backward": ("interpolation", "_backward_kernel", {"BLOCK": 128}, 1),
 }
 INTEGERS = ("length", "channels", "states", "total", "kept")
 TYPES = {"edge": "*i32", **dict.fromkeys(INTEGERS, "i32")}
@@ -55,7 +55,7 @@ def test_compiles_for(operator, name, constants, warps, architecture):
     from triton.compiler import ASTSource
 
     kernel = getattr(importlib.import_module(f"mambamim_nets.ops.{operator}.fused"), name)
-    half = ("y", "out", "dout") if operator == "toki" else ()
+    half = ("y", "out", "dout") if operator == "interpolation" else ()
     types = {key: TYPES.get(key, "*bf16" if key in half else "*fp32") for key in kernel.arg_names}
     types |= dict.fromkeys(constants, "constexpr")
     target = GPUTarget("cuda", architecture, 32)
@@ -65,10 +65,10 @@ def test_compiles_for(operator, name, constants, warps, architecture):
 
 
 def test_constants_are_those_that_are_compiled_above():
-    scan = importlib.import_module("mambamim_nets.ops.selective_scan.fused")
+    scan = importlib.import_module("mambamim_nets.ops.recurrence.fused")
     assert scan._sizes(16) == {**SCAN, "num_warps": 4}
     assert scan._sizes(5)["STATES"] == 8 and scan._sizes(64)["num_warps"] == 16
-    assert importlib.import_module("mambamim_nets.ops.toki.fused").BLOCK == 128
+    assert importlib.import_module("mambamim_nets.ops.interpolation.fused").BLOCK == 128
 
 
 def draw(length=65, channels=24, groups=2, states=16):
@@ -82,10 +82,10 @@ def draw(length=65, channels=24, groups=2, states=16):
 @needs_cuda
 @pytest.mark.parametrize("length", [1, 54, 65, 1000])
 def test_scan_on_cuda_equals_the_cpu_with_all_gradients(length):
-    from mambamim_nets.ops.selective_scan.fused import fused
+    from mambamim_nets.ops.recurrence.fused import on_cuda
 
     results = []
-    for scan, device in ((fused, "cuda"), (native, "cpu")):
+    for scan, device in ((on_cuda, "cuda"), (naive, "cpu")):
         inputs = [tensor.to(device).requires_grad_() for tensor in draw(length)]
         y, state = scan(*inputs)
         loss = (y * torch.linspace(-1, 1, y.numel(), device=device).view_as(y)).sum() + state.square().sum()

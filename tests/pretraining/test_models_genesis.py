@@ -8,7 +8,7 @@ from monai.data.utils import set_rnd
 
 from mambamim_nets import HyMamba, HyMambaSeg, MambaUNETR, ModelsGenesis, VisionMamba, load_encoder
 from mambamim_nets.bundle.handlers.pretraining import mim_batch
-from mambamim_nets.bundle.transforms.augmentation import distortions
+from mambamim_nets.bundle.transforms.genesis import distortions
 
 SHAPE = (32, 48, 32)
 ENCODERS = {HyMamba: HyMambaSeg, VisionMamba: MambaUNETR}

@@ -2,15 +2,15 @@
 
 import csv
 import json
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import BUNDLES
 
 from mambamim_nets.reproduce.plan import Budget
-
-BUNDLES = Path(__file__).parents[2] / "bundles"
 
 
 @pytest.fixture(scope="session")
@@ -73,23 +73,28 @@ class Fake:
 
     Attributes:
         started: the folder's name and "pretrain", "train" or "evaluate" of every command, in order.
-        status: of the commands for a folder; None never ends.
+        status: of the commands for a folder; None runs until it is stopped.
         most: commands that ran at the same time, at most.
+        together: how many commands wait for one another before they go on, so that they overlap.
     """
 
-    def __init__(self, **status: int | None) -> None:
+    def __init__(self, together: int = 1, **status: int | None) -> None:
         self.started: list[tuple[str, str]] = []
         self.status: dict[str, int | None] = status
-        self.open: set[str] = set()
+        self.running: set[str] = set()
         self.most = 0
         self.ended: list[str] = []
+        self.barrier = threading.Barrier(together)
+        self.stopped = threading.Event()
 
-    def __call__(self, arguments: Sequence[str], log: Path) -> "FakeProcess":
+    def __call__(self, arguments: Sequence[str], log: Path) -> int:
         files, folder = option(arguments, "config_file") or "", Path(option(arguments, "output_dir") or "")
         kind = "evaluate" if "evaluate.json" in files else "pretrain" if "sources" in " ".join(arguments) else "train"
         self.started.append((folder.name, kind))
-        self.open.add(folder.name)
-        self.most = max(self.most, len(self.open))
+        self.running.add(folder.name)
+        self.most = max(self.most, len(self.running))
+        if len(self.started) <= self.barrier.parties:
+            self.barrier.wait(timeout=60)
         with log.open("a") as file:
             file.write(f"{kind}\n  device  cpu\n")
         status = self.status.get(folder.name, 0)
@@ -104,28 +109,15 @@ class Fake:
         if status:
             with log.open("a") as file:
                 file.write("ValueError: the reason\n")
-        return FakeProcess(self, folder.name, status)
+        if status is None:
+            assert self.stopped.wait(timeout=60)
+            self.ended.append(folder.name)
+            status = -15
+        self.running.discard(folder.name)
+        return status
 
-
-class FakeProcess:
-    """A command that has ended when it is first asked, or never."""
-
-    def __init__(self, owner: Fake, name: str, status: int | None) -> None:
-        self.owner, self.name, self.status = owner, name, status
-
-    def poll(self) -> int | None:
-        if self.status is not None:
-            self.owner.open.discard(self.name)
-        return self.status
-
-    def terminate(self) -> None:
-        self.owner.ended.append(self.name)
-
-    def kill(self) -> None:
-        raise AssertionError("it ended when asked to")
-
-    def wait(self, timeout: float | None = None) -> int:
-        return -15
+    def stop(self) -> None:
+        self.stopped.set()
 
 
 @pytest.fixture

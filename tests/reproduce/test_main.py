@@ -2,16 +2,12 @@
 
 import re
 import sys
-from pathlib import Path
 
-import fire
 import pytest
-from monai.bundle import run as bundle_run
+from helpers import BUNDLES
 
 from mambamim_nets import phantom
 from mambamim_nets.reproduce.__main__ import main
-
-BUNDLES = Path(__file__).parents[2] / "bundles"
 
 
 @pytest.fixture
@@ -77,10 +73,11 @@ def test_other_settings_in_the_same_folder_are_refused_before_anything_runs(call
 
 
 def test_an_interrupted_command_says_how_to_go_on(call, fake):
-    def interrupted(arguments, log):
-        raise KeyboardInterrupt
+    class Interrupted(fake):
+        def __call__(self, arguments, log):
+            raise KeyboardInterrupt
 
-    status, _, error = call("--only", "Raster", launch=interrupted)
+    status, _, error = call("--only", "Raster", launch=Interrupted())
     assert status == 130 and "the same command again continues" in error
     assert call("--only", "Raster", launch=fake())[0] == 0
 
@@ -98,28 +95,18 @@ def test_two_at_once_in_one_folder_are_refused(call, fake, tmp_path):
 
 @pytest.mark.slow
 def test_one_row_through_the_real_bundles(tmp_path, capsys):
-    """Pre-train, fine-tune and evaluate for an epoch each, by the same command line as in a process of its own."""
+    """Pre-train, fine-tune and evaluate for an epoch each, each in a process of its own."""
     data = phantom.write(tmp_path / "data", "hippocampus", cases=5)
-
-    def here(arguments, log):
-        log.write_text("  device  cpu\n")
-        fire.Fire({"run": bundle_run}, command=["run", *arguments])
-        return Done()
-
-    class Done:
-        def poll(self):
-            return 0
-
     small = ["roi_size=[32,32,32]", "device=$torch.device('cpu')"]
     options = [part for kind in ("pretrain", "finetune") for text in small for part in (f"--{kind}", text)]
     options += ["--pretrain", "decoder_width=32", "--pretrain_epochs", "1", "--finetune_epochs", "1"]
     options += ["--train_cases", "3", "--seeds", "4", "--only", "mask 25 %", "--output", str(tmp_path / "out")]
     command = ["--table", "mask_ratio", "--data", str(data), "--bundles", str(BUNDLES), *options]
-    assert main(command, here) == 0, capsys.readouterr().err
+    assert main(command) == 0, capsys.readouterr().err
     text = (tmp_path / "out" / "mask_ratio.md").read_text()
     measured = re.search(r"^\| mask 25 % \| 1 \| (\d+\.\d\d) \| - \| 79.31 \|", text, re.MULTILINE)
     assert measured and 0 <= float(measured[1]) <= 100
     assert "| evaluated cases | 1 (fold 0) |" in text and "pre-training: roi_size=[32,32,32]" in text
     run = tmp_path / "out" / "finetune" / "hymamba_from_mask_ratio-0.25_fold0_seed4"
     assert (run / "checkpoint_last.pt").is_file() and (run / "eval" / "summary.csv").is_file()
-    assert main(command, None) == 0, "everything is finished, so nothing is started"
+    assert main(command) == 0, "everything is finished, so nothing is started"

@@ -6,12 +6,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+from helpers import BUNDLES
 from monai.bundle import ConfigParser
 
 from mambamim_nets.reproduce.__main__ import parser
 from mambamim_nets.reproduce.plan import Run, _effective, _slug, make_plan, tables
 
-BUNDLES = Path(__file__).parents[2] / "bundles"
 TABLES = tables()["tables"]
 READ = tables()["pretrain_options"]
 ROWS = [(name, row) for name, table in TABLES.items() for row in table["rows"]]
@@ -84,17 +84,22 @@ def test_pretraining_reads_a_data_set_as_its_bundle_does(bundle, task):
     own = [f"tasks/{task}.json"] if bundle == "msd_seg" else []
     said = ConfigParser.load_config_files([str(configs / name) for name in ("train.json", *own)])
     assert said["task"] == task
-    keys = ("intensity", "spacing", "roi_size")
+    pretrain = json.loads((BUNDLES / "pretrain" / "configs" / "train.json").read_text())
+    assert pretrain["intensities"][READ[bundle][task]["intensity"]] == said["intensity"]
+    keys = ("spacing", "roi_size")
     for size in ("tiny", "base"):
         bundles = ConfigParser({**said, "size": size})
         reads = ConfigParser({**said, **{key: READ[bundle][task][key] for key in keys}, "size": size})
         assert [reads.get_parsed_content(key) for key in keys] == [bundles.get_parsed_content(key) for key in keys]
-    flips = READ[bundle][task].get("augmentation", {"flip_axes": [0, 1, 2]})["flip_axes"]
-    assert flips == said["augmentation"]["flip_axes"], "anatomy that has a side is not mirrored"
+
+    def flipped(augmentation):
+        return [part["spatial_axis"] for part in augmentation if part["_target_"] == "RandFlipd"]
+
+    own = READ[bundle][task].get("augmentation", pretrain["augmentation"])
+    assert flipped(own) == flipped(said["augmentation"]), "anatomy that has a side is not mirrored"
     assert READ[bundle][task].get("in_channels", 1) == len(said["channels"])
     for options in (READ[bundle][task], *READ[bundle][task].get("methods", {}).values()):
-        valid = set(json.loads((BUNDLES / "pretrain" / "configs" / "train.json").read_text()))
-        assert set(options) - {"methods"} <= valid
+        assert set(options) - {"methods"} <= set(pretrain)
 
 
 def test_rows_share_a_pretraining_and_seeds_do_too(budget):

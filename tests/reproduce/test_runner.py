@@ -1,11 +1,14 @@
 """Runs are started in order, several at a time, once; failures do not stop the others; Ctrl-C stops them all."""
 
 import json
+import threading
+import time
+from dataclasses import replace
 
 import pytest
 
 from mambamim_nets.reproduce.plan import make_plan
-from mambamim_nets.reproduce.runner import _outlook, duration, execute, launcher, typed
+from mambamim_nets.reproduce.runner import Launcher, _left, duration, execute, typed
 
 
 @pytest.fixture
@@ -19,7 +22,7 @@ def plan(budget):
 
 def run(plan, launch, jobs=1, **options):
     said: list[str] = []
-    failed = execute(plan.runs, launch, jobs, say=said.append, pause=0, **options)
+    failed = execute(plan.runs, launch, jobs, say=said.append, **options)
     return {run.name: why for run, why in failed.items()}, "\n".join(said)
 
 
@@ -39,7 +42,7 @@ def test_everything_runs_once_and_in_order(plan, fake):
 
 
 def test_runs_share_the_machine(plan, fake):
-    several = fake()
+    several = fake(together=3)
     assert not run(plan, several, jobs=3)[0]
     assert several.most == 3
 
@@ -75,27 +78,28 @@ def test_a_failed_run_is_reported_with_its_log_and_the_others_go_on(plan, fake):
 
 
 def test_an_end_without_result_is_a_failure(plan, fake):
-    def forgetful(arguments, log):
-        process = fake()(arguments, log)
-        for run in plan.runs:
-            run.result.unlink(missing_ok=True)
-        return process
+    class Forgetful(fake):
+        def __call__(self, arguments, log):
+            status = super().__call__(arguments, log)
+            for run in plan.runs:
+                run.result.unlink(missing_ok=True)
+            return status
 
-    failed, _ = run(plan, forgetful)
+    failed, _ = run(plan, Forgetful())
     assert all("no summary.md was written" in why for name, why in failed.items() if "scratch" in name)
     assert len(failed) == 8
 
 
 def test_interrupting_ends_what_runs_and_keeps_it(plan, fake):
-    endless = fake(hymamba_from_scratch_fold0_seed1=None, **{"mask_ratio-0.25_fold0": None})
+    endless = fake(hymamba_from_scratch_fold0_seed1=None)
 
     def interrupt(text):
         if "started   pretrain/" in text:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        execute(plan.runs, endless, 2, say=interrupt, pause=0)
-    assert sorted(endless.ended) == ["hymamba_from_scratch_fold0_seed1", "mask_ratio-0.25_fold0"]
+        execute(plan.runs, endless, 2, say=interrupt)
+    assert endless.ended == ["hymamba_from_scratch_fold0_seed1"]
     for run_ in plan.runs:
         run_.check()
     again = fake()
@@ -120,19 +124,31 @@ def test_a_command_runs_in_its_own_process_with_its_threads_and_log(tmp_path):
     )
     log = tmp_path / "run.log"
     log.write_text("of an earlier start\n")
-    process = launcher(3)(["--config_file", str(config), "--a", "[1, 2]"], log)
-    assert process.wait(120) == 1
+    assert Launcher(3)(["--config_file", str(config), "--a", "[1, 2]"], log) == 1
     text = log.read_text()
     assert text.startswith("of an earlier start\n") and "threads 3 [1, 2]" in text and "ZeroDivisionError" in text
+
+
+def test_stopping_ends_a_command_and_starts_no_more(tmp_path):
+    launch, status = Launcher(1), []
+    worker = threading.Thread(target=lambda: status.append(launch(["--config_file", "nowhere.json"], tmp_path / "log")))
+    worker.start()
+    while not launch._running:
+        time.sleep(0.01)
+    launch.stop()
+    worker.join(60)
+    assert status == [-15] and not launch._running
+    assert launch(["--config_file", "nowhere.json"], tmp_path / "log") == -15
 
 
 def test_the_time_left_is_that_of_runs_of_the_same_kind(plan):
     before = next(run for run in plan.runs if run.name.startswith("pretrain/"))
     after = plan.runs[0]
-    todo = [(after, 0.0), (after, 40.0), (before, 0.0), (before, 90.0)]  # 100, 60, 20 and, later than usual, 0 s left
-    spent = {True: [90.0, 110.0], False: [20.0]}
-    assert _outlook(4, 8, todo, spent, 30.0, jobs=3).endswith("4 of 8 runs finished, 30 s elapsed, about 60 s left")
-    assert _outlook(4, 8, todo, {True: [1.0], False: []}, 30.0, jobs=3).endswith("time left not known yet")
+    first, second, third, fourth = (replace(run, name=f"{run.name} {n}") for n in (1, 2) for run in (after, before))
+    todo = {first: 0.0, third: 40.0, second: 0.0, fourth: 90.0}  # 100, 60, 20 and, later than usual, 0 s left
+    took = {after: 90.0, replace(after, name="other"): 110.0}
+    assert _left(todo, took | {before: 20.0}, jobs=3) == ", about 60 s left"
+    assert _left(todo, took, jobs=3) == ", time left not known yet"
 
 
 @pytest.mark.parametrize(

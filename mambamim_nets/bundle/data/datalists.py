@@ -15,6 +15,7 @@ DECATHLON_KEYS = ("training", "validation", "test", "testing")
 
 
 def is_nnunet(content: Any) -> bool:
+    """Return whether the content of a dataset.json is in the form of nnU-Net version 2."""
     return isinstance(content, dict) and "channel_names" in content and "file_ending" in content
 
 
@@ -45,4 +46,5 @@ def listed_subjects(path: Path) -> dict[str, str]:
 
 
 def keys_of(content: Any) -> str:
+    """Return the keys of a JSON object in words, for a message; of anything else its type."""
     return f"keys {sorted(content)}" if isinstance(content, dict) else f"a {type(content).__name__}"

@@ -3,31 +3,37 @@
 import logging
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch.distributed as dist
-from monai.data import CacheDataset, Dataset, DistributedSampler
-from monai.transforms import Compose, MapTransform, Transform
+from monai.config import KeysCollection
+from monai.data import Dataset, DistributedSampler
+from monai.transforms import MapTransform, Transform
 from torch.utils.data import Sampler, WeightedRandomSampler
 
-from mambamim_nets import phantom
-from mambamim_nets.bundle.data.disk_cache import DiskCache
 from mambamim_nets.bundle.data.labelled import labelled_cases
-from mambamim_nets.bundle.data.memory import GIB, ScanMemory, free_memory
-from mambamim_nets.bundle.data.splits import folds, limit_cases, named_in, split, with_listed_parts
+from mambamim_nets.bundle.data.memory import ScanMemory
+from mambamim_nets.bundle.data.splits import (
+    folds,
+    limit_cases,
+    named_in,
+    split,
+    with_listed_parts,
+    with_numbered_subjects,
+)
 from mambamim_nets.bundle.data.unlabelled import unlabelled_images
 from mambamim_nets.bundle.data.verification import check_labelled, check_unlabelled
-from mambamim_nets.bundle.io.headers import read_header
+from mambamim_nets.bundle.labels import named_values
+from mambamim_nets.phantom import write as write_phantom
 
 __all__ = [
-    "cached",
+    "ReplaceUnreadabled",
     "dataset_folder",
     "fold_cases",
     "labelled",
-    "named",
+    "scan_source",
     "source_sampler",
     "training_sampler",
     "unlabelled",
@@ -35,114 +41,62 @@ __all__ = [
 ]
 
 logger = logging.getLogger("mambamim_nets")
-READERS = 4  # threads that read headers
+PUBLISHED = "folds.json"  # in a bundle's configs: the folds of a published split
 
 
-def named(labels: Sequence[str]) -> dict[int, str]:
-    """Number class names from 1: label value -> name."""
-    return dict(enumerate(labels, start=1))
+class ReplaceUnreadabled(MapTransform):
+    """Run a transform; if it fails on a scan, log which and why and use another scan that was read before.
 
+    For pre-training, where one file that stops being readable must not end a run of days.
 
-class _Guarded(MapTransform):
-    """Run a transform; if it fails on a scan, log which and why and use another scan that was read before."""
+    Args:
+        keys: of the image, whose file the log names.
+        transform: reads and prepares a scan.
 
-    def __init__(self, transform: Transform) -> None:
-        super().__init__("image")
+    Raises:
+        Exception: whatever the transform raises on the first scan of a process, when there is no other yet.
+    """
+
+    def __init__(self, keys: KeysCollection, transform: Transform) -> None:
+        super().__init__(keys)
         self.transform = transform
         self.spare: Any = None
 
-    def __call__(self, data: Mapping[str, Any]) -> Any:
+    def __call__(self, data: Mapping[Hashable, Any]) -> Any:
+        """Return what the transform makes of a scan, or of the last one that could be read."""
         try:
             out = self.transform(data)
         except Exception as error:
             if self.spare is None:
                 raise
-            logger.warning("%s could not be read (%s): another scan takes its place", data["image"], error)
+            logger.warning("%s could not be read (%s): another scan takes its place", data[self.keys[0]], error)
             return self.spare
         self.spare = out
         return out
 
 
-def cached(
-    data: Sequence[Mapping[str, Any]],
-    preprocessing: Compose,
-    augmentation: Compose,
-    cache: Literal["memory", "disk", "none"] = "memory",
-    cache_rate: float = 1.0,
-    cache_dir: str | None = None,
-    tolerant: bool = False,
-    memory: ScanMemory | None = None,
-) -> Dataset:
-    """Return a data set that keeps the deterministic part of its transforms.
-
-    Args:
-        data: items with file names.
-        preprocessing: deterministic transforms, done once per scan where there is a cache.
-        augmentation: random transforms.
-        cache: "memory" (``cache_rate`` of the scans), "disk" (tensors below ``cache_dir``, for large sets; see
-            ``DiskCache``), or "none".
-        cache_rate: share of the scans kept in memory.
-        cache_dir: folder of the disk cache.
-        tolerant: a scan that stops being readable is logged and replaced by another instead of ending the run
-            (pre-training).
-        memory: what a scan takes; a cache in memory that may not fit is warned of. None: it is not.
-    """
-    if tolerant:
-        transform = Compose([_Guarded(preprocessing), augmentation])
-    else:  # flat, since MONAI takes a nested Compose for a random transform and would cache what comes before it only
-        transform = Compose([*preprocessing.flatten().transforms, *augmentation.transforms])
-    if cache == "memory":
-        if memory is not None:
-            _warn_of_cache(data, cache_rate, memory)
-        return CacheDataset(data, transform, cache_rate=cache_rate, num_workers=1, copy_cache=False)
-    if cache == "disk":
-        if cache_dir is None:
-            raise ValueError("cache 'disk' needs cache_dir")
-        return DiskCache(data, transform, cache_dir)
-    if cache == "none":
-        return Dataset(data, transform)
-    raise ValueError(f"cache {cache!r} must be 'memory', 'disk' or 'none'")
-
-
-def _warn_of_cache(data: Sequence[Mapping[str, Any]], cache_rate: float, memory: ScanMemory) -> None:
-    """Warn if preprocessed scans may take more memory than is free."""
-    free = free_memory()
-    if free is None:
-        return
-    with ThreadPoolExecutor(READERS) as pool:
-        needed = cache_rate * sum(pool.map(lambda item: _kept(item, memory), data))
-    if needed > free:
-        logger.warning(
-            "a cache of %d scans in memory may take %.1f GiB, and %.1f GiB are free: give --cache disk, or --cache_rate"
-            " %.2g",
-            len(data),
-            needed / GIB,
-            free / GIB,
-            cache_rate * 0.8 * free / needed,
-        )
-
-
-def _kept(item: Mapping[str, Any], memory: ScanMemory) -> int:
-    paths = [item["image"]] if isinstance(item["image"], str) else list(item["image"])
-    header = read_header(paths[0])
-    channels = header.shape[3] if len(header.shape) > 3 else len(paths)
-    return memory.kept(header, channels, label=isinstance(item.get("label"), str))
-
-
 def labelled(
-    folder: str, channels: Sequence[str], labels: dict[int, str], cache_file: str, memory: ScanMemory | None = None
+    folder: str,
+    channels: Sequence[str],
+    labels: Mapping[str, int],
+    cache_file: str,
+    memory: ScanMemory | None = None,
+    subjects: Mapping[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
     """List and check the labelled cases of a folder; see ``labelled_cases`` and ``check_labelled``.
 
     Args:
         folder: the data set.
         channels: names of the network's input channels, in its order.
-        labels: label value -> class name.
+        labels: class name -> label value.
         cache_file: where the check remembers what it found sound.
         memory: what the work on a case takes.
+        subjects: which cases are of one person where the data set does not say it; see ``with_numbered_subjects``.
     """
     cases = labelled_cases(folder, channels)
-    check_labelled(cases, len(channels), labels, cache_file=cache_file, memory=memory)
+    if subjects:
+        cases = with_numbered_subjects(cases, **subjects)
+    check_labelled(cases, len(channels), named_values(labels), cache_file=cache_file, memory=memory)
     return cases
 
 
@@ -154,7 +108,9 @@ def fold_cases(
     fold_file: str | None = None,
     train_cases: int | None = None,
     seed: int = 0,
-    published: str | None = None,
+    bundle_root: str | None = None,
+    memory: ScanMemory | None = None,
+    cache_rate: float = 0.0,
 ) -> list[dict[str, Any]]:
     """Return the training or validation cases of a fold.
 
@@ -167,8 +123,10 @@ def fold_cases(
         fold_file: JSON of folds; else made, by subject, where no file applies.
         train_cases: how many training cases to keep (few-label experiments), drawn by ``seed``.
         seed: of that draw; the folds themselves never depend on it.
-        published: JSON of folds that comes with the bundle; used where neither ``fold_file`` nor a file of the data set
-            is there, if it names exactly the cases of the data set.
+        bundle_root: folder of the bundle; its ``configs/folds.json``, if it has one, is used where neither
+            ``fold_file`` nor a file of the data set is there, if it names exactly the cases of the data set.
+        memory: what a scan takes; a cache in memory that may not fit is warned of. None: it is not.
+        cache_rate: share of the cases that is to be kept in memory.
     """
     source = fold_file
     if fold == "official":
@@ -178,12 +136,15 @@ def fold_cases(
     else:
         found = (str(p) for name in ("split.json", "splits_final.json") if (p := Path(folder, name)).is_file())
         source = source or next(found, None)
-        if source is None and published is not None and named_in(published) == {item["case"] for item in cases}:
-            source = published
+        published = Path(bundle_root, "configs", PUBLISHED) if bundle_root is not None else None
+        if source is None and published is not None and published.is_file():
+            source = str(published) if named_in(published) == {item["case"] for item in cases} else None
         chosen = split(cases, fold, folds(cases, fold_file=source), part)
     if part == "train" and train_cases:
         chosen = limit_cases(chosen, train_cases, seed)
     logger.info("%s: %d cases of fold %s (%s)", part, len(chosen), fold, source or "folds made by subject")
+    if memory is not None:
+        memory.warn_of_cache(chosen, cache_rate)
     return chosen
 
 
@@ -194,6 +155,7 @@ def unlabelled(
     fold_file: str | None = None,
     hold_out_fold: int | None = None,
     memory: ScanMemory | None = None,
+    cache_rate: float = 0.0,
 ) -> list[dict[str, Any]]:
     """List and check unlabelled images of any number of sources; broken ones are named and left out.
 
@@ -204,6 +166,7 @@ def unlabelled(
         fold_file: JSON of folds, as in fine-tuning.
         hold_out_fold: fold whose images must stay unseen, so that evaluating on it later is fair.
         memory: what the work on an image takes.
+        cache_rate: share of the images that is to be kept in memory, compared with what is free.
 
     Raises:
         ValueError: if only one of the last two is given, the fold is not in the sources, or an image of the fold is in
@@ -218,7 +181,10 @@ def unlabelled(
         divided = folds(named_cases, fold_file=fold_file)
         kept, unseen = (split(named_cases, hold_out_fold, divided, part) for part in ("train", "val"))
         logger.info("held out %d images of fold %s (%s)", len(unseen), hold_out_fold, fold_file)
-    return check_unlabelled(kept, in_channels, cache_file=cache_file, unseen=unseen, memory=memory)
+    sound = check_unlabelled(kept, in_channels, cache_file=cache_file, unseen=unseen, memory=memory)
+    if memory is not None:
+        memory.warn_of_cache(sound, cache_rate)
+    return sound
 
 
 def case_name(path: str | Sequence[str]) -> str:
@@ -276,20 +242,20 @@ def validation_sampler(dataset: Dataset) -> DistributedSampler:
     return DistributedSampler(dataset, even_divisible=False, shuffle=False)
 
 
-def dataset_folder(dataset_dir: str, bundle_root: str, kind: str, cases: int) -> str:
+def dataset_folder(dataset_dir: str, bundle_root: str, phantom: Mapping[str, Any]) -> str:
     """Return the folder of the data set; for the literal "phantom", generate the embedded one once and reuse it.
 
     Args:
         dataset_dir: a folder, or "phantom".
         bundle_root: where the phantom is written, under ``phantom/<kind>_<cases>``.
-        kind: which phantom.
-        cases: how many labelled phantom cases.
+        phantom: "kind" of the phantom, and how many labelled "cases" it has.
 
     Raises:
         FileNotFoundError: if the folder does not exist.
     """
     if dataset_dir == "phantom":
-        return str(phantom.write(Path(bundle_root, "phantom", f"{kind}_{cases}"), kind, cases=cases))
+        kind, cases = phantom["kind"], phantom["cases"]
+        return str(write_phantom(Path(bundle_root, "phantom", f"{kind}_{cases}"), kind, cases=cases))
     folder = Path(dataset_dir).expanduser()
     if not folder.is_dir():
         raise FileNotFoundError(
@@ -297,3 +263,15 @@ def dataset_folder(dataset_dir: str, bundle_root: str, kind: str, cases: int) ->
             "for synthetic data"
         )
     return str(folder.resolve())
+
+
+def scan_source(input: str | None, dataset_dir: str, bundle_root: str, phantom: Mapping[str, Any]) -> str:
+    """Return where the scans of an inference are: ``input``, or else the test images of the data set.
+
+    Args:
+        input: a file, a folder or a pattern; None: ``imagesTs`` of ``dataset_folder``.
+        dataset_dir: see ``dataset_folder``.
+        bundle_root: see ``dataset_folder``.
+        phantom: see ``dataset_folder``.
+    """
+    return input or str(Path(dataset_folder(dataset_dir, bundle_root, phantom), "imagesTs"))

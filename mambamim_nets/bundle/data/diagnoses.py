@@ -4,7 +4,7 @@ One row is one scan. Columns:
     subject     the person scanned; scans of one subject never lie in different parts
     image       path of the scan, relative to the table
     diagnosis   one of the data set's diagnoses
-    session     optional, tells the scans of one subject apart
+    session     optional, distinguishes the scans of one subject
     part        optional, train, val or test in every row, such as ADNI1 for training and ADNI2 for testing
 
 Glossary
@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from mambamim_nets.bundle.data.memory import ScanMemory
-from mambamim_nets.bundle.data.verification import MAX_LINES, check_images
-from mambamim_nets.bundle.files import some
+from mambamim_nets.bundle.data.verification import check_images
+from mambamim_nets.bundle.files import first_lines, some
 from mambamim_nets.bundle.names import case_name, path_inside
 
 __all__ = ["diagnosed", "first_fold", "subject_part"]
@@ -73,8 +73,7 @@ def diagnosed(
     if len(problems) == 1:
         raise ValueError(f"{path}: {problems[0]}")
     if problems:
-        more = [f"... and {len(problems) - MAX_LINES} more"] if len(problems) > MAX_LINES else []
-        raise ValueError(f"{path}: {len(problems)} problems:\n" + "\n".join([*problems[:MAX_LINES], *more]))
+        raise ValueError(f"{path}: {len(problems)} problems:\n{first_lines(problems)}")
     missing = [name for name in classes if name not in {row["diagnosis"] for row in rows}]
     if missing:
         raise ValueError(f"{path}: no row with the diagnosis {' or '.join(missing)}, which the task needs; add scans")
@@ -101,12 +100,17 @@ def diagnosed(
 
 
 def first_fold(folder: str) -> int | str:
-    """Return "official" where the table of a folder has parts, else 0: which division a run takes unless told."""
+    """Return "official" where the table of a folder has parts, else 0: the division that a run takes by default."""
     return "official" if any(row["part"] for row in _rows(Path(folder, TABLE))) else 0
 
 
 def subject_part(
-    cases: Sequence[Mapping[str, Any]], fold: int | str, part: Part, val_share: float = 0.2
+    cases: Sequence[Mapping[str, Any]],
+    fold: int | str,
+    part: Part,
+    val_share: float = 0.2,
+    memory: ScanMemory | None = None,
+    cache_rate: float = 0.0,
 ) -> list[dict[str, Any]]:
     """Return the training, validation or test scans of a fold, divided by subject and alike in both classes.
 
@@ -118,6 +122,8 @@ def subject_part(
         part: which part. What is not tested trains, but for the validation part.
         val_share: share of the subjects left for training, of each class, that validates; with "official", where the
             table names none for it.
+        memory: what a scan takes; a cache in memory that may not fit is warned of. None: it is not.
+        cache_rate: share of the scans that is to be kept in memory.
 
     Raises:
         ValueError: `fold` or `part` is not one of those allowed, or a class has no subject in the part.
@@ -130,14 +136,14 @@ def subject_part(
     if fold == "official":
         if not listed:
             raise ValueError(f"fold 'official' needs a column 'part' in {TABLE}; add it, or choose a fold by number")
-        home = dict(listed)
-        if "val" not in home.values():
-            home |= _validating([item for item in cases if item["part"] == "train"], val_share)
+        part_of = dict(listed)
+        if "val" not in part_of.values():
+            part_of |= _validating([item for item in cases if item["part"] == "train"], val_share)
     else:
         if listed:
             raise ValueError(f"{TABLE} has parts, so fold {fold!r} is not used; leave --fold out, or remove the column")
-        home = _made(cases, _number(fold), val_share)
-    chosen = [dict(item) for item in cases if home[item["subject"]] == part]
+        part_of = _made(cases, _number(fold), val_share)
+    chosen = [dict(item) for item in cases if part_of[item["subject"]] == part]
     found = Counter(item["label"][0] for item in chosen)
     if len(found) < 2:
         raise ValueError(
@@ -145,6 +151,8 @@ def subject_part(
             f"{'set the column part' if listed else f'give at least {FOLDS} subjects of each class'}"
         )
     logger.info("%s: %s, fold %s", part, _counts(chosen), fold)
+    if memory is not None:
+        memory.warn_of_cache(chosen, cache_rate)
     return chosen
 
 
@@ -184,37 +192,35 @@ def _problems(rows: Sequence[Mapping[str, str]], folder: Path, diagnoses: Sequen
     with_part = sum(bool(row["part"]) for row in rows)
     for row in rows:
         line, subject = f"line {row['line']}", row["subject"]
-        problems += [f"{line}: no {name}: every row needs one: fill it in" for name in REQUIRED if not row[name]]
+        problems += [f"{line} has no {name}; every row needs one" for name in REQUIRED if not row[name]]
         if row["diagnosis"] and row["diagnosis"] not in diagnoses:
             known = ", ".join(diagnoses)
-            problems.append(
-                f"{line}: diagnosis {row['diagnosis']!r}: must be one of {known}: correct or remove the row"
-            )
+            problems.append(f"{line}: diagnosis {row['diagnosis']!r} must be one of {known}; correct or remove the row")
         if row["image"]:
             outside = _refused(path_inside, folder, row["image"], line)
             problems += outside
             image = folder / row["image"]
             if not outside and not image.is_file():
-                problems.append(f"{line}: {image}: missing: must be a file: complete the data or remove the row")
+                problems.append(f"{line}: {image} is missing; complete the data, or remove the row")
             first = images.setdefault(os.path.realpath(image), line)
             if first != line:
-                problems.append(f"{line}: image {row['image']}: is in {first} too: list every scan once")
+                problems.append(f"{line}: image {row['image']} is in {first} too; list every scan once")
         if subject:
             problems += _refused(case_name, _case(row), line)
             first = scans.setdefault((subject, row["session"]), line)
             if first != line:
                 named = f"subject {subject!r}" + (f" session {row['session']!r}" if row["session"] else "")
-                problems.append(f"{line}: {named}: is in {first} too: tell scans of a subject apart by session")
+                problems.append(f"{line}: {named} is in {first} too; give each scan of a subject its own session")
         if row["part"] and row["part"] not in PARTS:
-            problems.append(f"{line}: part {row['part']!r}: must be one of {', '.join(PARTS)}: correct it")
+            problems.append(f"{line}: part {row['part']!r} must be one of {', '.join(PARTS)}; correct it")
         elif with_part and not row["part"]:
-            problems.append(f"{line}: no part: all rows need one where some have: fill it in")
+            problems.append(f"{line} has no part, but other rows have one; fill it in")
         elif subject and row["part"]:
             parts[subject].setdefault(row["part"], line)
     for subject, found in parts.items():
         if len(found) > 1:
             where = ", ".join(f"{part} ({line})" for part, line in found.items())
-            problems.append(f"subject {subject!r}: in parts {where}: must be in one: choose it for all of its scans")
+            problems.append(f"subject {subject!r} is in parts {where}; choose one part for all of its scans")
     return problems
 
 
@@ -251,14 +257,14 @@ def _number(fold: int | str) -> int:
 
 def _made(cases: Sequence[Mapping[str, Any]], fold: int, val_share: float) -> dict[str, str]:
     """Divide subjects: each class dealt to the folds in turn, then the validation part drawn from the rest."""
-    home = {}
+    part_of = {}
     for offset, members in enumerate(_by_class(cases, "fold")):
         for place, subject in enumerate(members):
             # the second class is dealt from the other end, so that folds are of one size
             dealt = place % FOLDS if offset else FOLDS - 1 - place % FOLDS
-            home[subject] = "test" if dealt == fold else "train"
-    rest = [item for item in cases if home[item["subject"]] == "train"]
-    return home | _validating(rest, val_share)
+            part_of[subject] = "test" if dealt == fold else "train"
+    rest = [item for item in cases if part_of[item["subject"]] == "train"]
+    return part_of | _validating(rest, val_share)
 
 
 def _validating(cases: Sequence[Mapping[str, Any]], share: float) -> dict[str, str]:

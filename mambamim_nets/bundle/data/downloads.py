@@ -25,7 +25,7 @@ from mambamim_nets.bundle.io.modalities import CHANNELS, channel_positions, moda
 
 __all__ = ["folder_cases"]
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("mambamim_nets")
 
 Case = dict[str, Any]
 
@@ -91,7 +91,7 @@ def _files_of(layout: Pairs, folder: Path) -> dict[tuple[str, str], list[Path]]:
 
 
 def _pairs(layout: Pairs, folder: Path, files: Mapping[tuple[str, str], list[Path]]) -> list[Case]:
-    _refuse_twins(folder, files.values())
+    _refuse_repeated(folder, files.values())
     numbers = sorted({number for _, number in files})
     names = {"image": layout.image, "label": layout.label}
     missing = [
@@ -130,7 +130,7 @@ def _kits_cases(root: Path, folders: Sequence[Path]) -> list[Case]:
             " data set's own download of the images (kits23_download_data), or remove the folder"
         )
     for folder, files in found.items():
-        _refuse_twins(folder, files.values())
+        _refuse_repeated(folder, files.values())
     return [
         {"image": str(files["imaging"][0]), "label": str(files["segmentation"][0]), "case": folder.name}
         for folder, files in found.items()
@@ -187,7 +187,7 @@ def _brats_cases(folders: Mapping[Path, dict[str, list[Path]]], channels: Sequen
             " and its label NAME_seg.nii.gz: complete the download, or remove the folder"
         )
     for folder, files in folders.items():
-        _refuse_twins(folder, files.values())
+        _refuse_repeated(folder, files.values())
     cases = []
     for folder, files in folders.items():
         images = [str(files[name][0]) for name in wanted]
@@ -201,10 +201,10 @@ def _brats_cases(folders: Mapping[Path, dict[str, list[Path]]], channels: Sequen
 # --- files ----------------------------------------------------------------------------------------
 
 
-def _refuse_twins(folder: Path, groups: Iterable[Sequence[Path]]) -> None:
-    twins = [" and ".join(path.name for path in paths) for paths in groups if len(paths) > 1]
-    if twins:
-        raise ValueError(f"{folder}: several files for one image: {some(twins)}; keep one of each")
+def _refuse_repeated(folder: Path, groups: Iterable[Sequence[Path]]) -> None:
+    repeated = [" and ".join(path.name for path in paths) for paths in groups if len(paths) > 1]
+    if repeated:
+        raise ValueError(f"{folder}: several files for one image: {some(repeated)}; keep one of each")
 
 
 def _entries(folder: Path) -> list[Path]:

@@ -46,7 +46,7 @@ def copies(items: Sequence[Mapping[str, Any]], digests: Sequence[Sequence[str]])
 
     Args:
         items: with "image", a path or one per channel.
-        digests: of each item, one per file as from ``voxel_digest``; empty where it could not be read.
+        digests: of each item, one per file as from `voxel_digest`; empty where it could not be read.
 
     Returns:
         One Copy per item and earlier item that it repeats.

@@ -20,8 +20,8 @@ from mambamim_nets.bundle.io.headers import (
     axes_affine,
     corners_apart,
     length_problem,
-    read_header,
 )
+from mambamim_nets.bundle.io.scan_formats import read_header
 
 __all__ = ["AS_READ", "Inspection", "Volume", "image_problems", "inspect_image", "read_volume"]
 
@@ -32,6 +32,8 @@ AS_READ = "as read"  # in the place of axes: those that nibabel assumes
 
 
 class Volume(NamedTuple):
+    """Voxels of an image as stored, D x H x W or with channels on a fourth axis, and its affine to RAS mm."""
+
     data: np.ndarray
     affine: np.ndarray
 
@@ -62,8 +64,8 @@ def inspect_image(
     paths = [image] if isinstance(image, (str, os.PathLike)) else list(image)
     if len(paths) > 1 and len(paths) != in_channels:
         line = (
-            f"{paths[0]}: {len(paths)} files: must be in_channels {in_channels}: list one file per channel, or set"
-            " in_channels"
+            f"{paths[0]}: the image has {len(paths)} files, but in_channels is {in_channels}; list one file per "
+            "channel, or set in_channels"
         )
         return Inspection(None, [line], [], [])
     problems: list[str] = []
@@ -87,57 +89,66 @@ def inspect_image(
             grid = (shape, volume.affine)
         elif shape != grid[0]:
             problems.append(
-                f"{path}: shape {shape}: must equal the first channel's {grid[0]}: resample the channels to one grid"
+                f"{path}: shape {shape} must equal the first channel's, {grid[0]}; resample the channels to one grid"
             )
-        elif (apart := corners_apart(grid[1], volume.affine, shape)) > AFFINE_ERROR:
+        elif (distance := corners_apart(grid[1], volume.affine, shape)) > AFFINE_ERROR:
             problems.append(
-                f"{path}: corners {apart:.3g} voxels from the first channel's: affines must agree: resample to one grid"
+                f"{path}: corners lie {distance:.3g} voxels from the first channel's, but affines must agree; resample "
+                "the channels to one grid"
             )
     return Inspection(grid, problems, warnings, [] if problems else digests)
 
 
 def image_problems(path: str, volume: Volume, in_channels: int, alone: bool) -> list[str]:
+    """Return what is wrong with a volume that could be read, as at most one line.
+
+    Args:
+        path: of its file, for the line.
+        volume: as read.
+        in_channels: of the network.
+        alone: whether it is the only file of its image, and so must hold all channels.
+    """
     data, affine = volume
     shape = data.shape
     if in_channels > 1 and alone:
         if len(shape) != 4:
-            rule = f"must be 4-D with in_channels {in_channels} as its last axis"
-            return [f"{path}: shape {shape}: {rule}: give one file per channel, or set in_channels 1"]
+            return [
+                f"{path}: shape {shape} must be 4-D with in_channels {in_channels} as its last axis; give one file per "
+                "channel, or set in_channels 1"
+            ]
         if shape[3] != in_channels:
-            rule = f"must be in_channels {in_channels}"
-            return [f"{path}: {shape[3]} channels: {rule}: choose the channels, or set in_channels"]
+            return [
+                f"{path}: the image has {shape[3]} channels, but in_channels is {in_channels}; choose the channels, or "
+                "set in_channels"
+            ]
     elif len(shape) != 3:
-        return [f"{path}: shape {shape}: must be 3-D: extract one volume from it"]
+        return [f"{path}: shape {shape} must be 3-D; extract one volume from it"]
     if not data.size:
-        return [f"{path}: shape {shape}: must have voxels on every axis: export it again"]
+        return [f"{path}: shape {shape} must have voxels on every axis; export it again"]
     if data.dtype.kind not in "biuf":
-        return [f"{path}: voxel type {data.dtype}: must be a real number: convert it to grey values"]
+        return [f"{path}: voxel type {data.dtype} must be a real number; convert it to grey values"]
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
-        return [f"{path}: affine {affine[:3].round(3).tolist()}: must be finite and invertible: repair the header"]
+        return [f"{path}: affine {affine[:3].round(3).tolist()} must be finite and invertible; repair the header"]
     with np.errstate(invalid="ignore"):
-        lowest, highest = (
-            data.min(axis=(0, 1, 2)),
-            data.max(axis=(0, 1, 2)),
-        )  # NaN and infinity pass through to one of them
+        # NaN and infinity pass through to one of them
+        lowest, highest = data.min(axis=(0, 1, 2)), data.max(axis=(0, 1, 2))
     if not (np.isfinite(lowest).all() and np.isfinite(highest).all()):
         count = int(data.size - np.isfinite(data).sum())
-        return [f"{path}: {count} NaN or infinite voxels: must be finite: replace them, or leave the file out"]
+        return [f"{path}: {count} of {data.size} voxels are NaN or infinite; replace them, or leave the file out"]
     extreme = float(max(abs(float(value)) for value in (*np.ravel(lowest), *np.ravel(highest))))
     if extreme > FLOAT32_MAX:
-        return [f"{path}: values up to {extreme:.3g}: must lie within {FLOAT32_MAX:.2g} (float32): rescale the image"]
+        return [f"{path}: values up to {extreme:.3g} must lie within {FLOAT32_MAX:.2g} (float32); rescale the image"]
     constant = np.flatnonzero(lowest == highest)
     if constant.size:
         where = f" in channel {constant.tolist()}" if len(shape) == 4 else ""
-        return [
-            f"{path}: every voxel is {np.ravel(lowest)[constant[0]]:g}{where}: must vary: an empty image, leave it out"
-        ]
+        return [f"{path}: every voxel is {np.ravel(lowest)[constant[0]]:g}{where}, so it is empty; leave the file out"]
     finest = np.maximum(np.abs(lowest), np.abs(highest)) * float(np.finfo(np.float32).eps)
     blurred = np.flatnonzero(highest.astype(float) - lowest.astype(float) < FEWEST_STEPS * finest)
     if blurred.size:
         low, high = (np.ravel(values)[blurred[0]] for values in (lowest, highest))
         return [
-            f"{path}: values from {low:.9g} to {high:.9g}: must differ by at least {FEWEST_STEPS} steps of float32, or"
-            " the image is lost in it: take the offset away (scl_inter of the header, or of the values)"
+            f"{path}: values from {low:.9g} to {high:.9g} must differ by at least {FEWEST_STEPS} steps of float32, or"
+            " rounding loses the image; take the offset away (scl_inter of the header, or of the values)"
         ]
     return []
 
@@ -145,11 +156,11 @@ def image_problems(path: str, volume: Volume, in_channels: int, alone: bool) -> 
 def read_volume(path: str, axes: str | None = None) -> tuple[Volume | None, list[str], list[str]]:
     """Read a volume; return None, with the problems, where that cannot be done, and what to look at."""
     if not os.path.isfile(path):
-        return None, [f"{path}: missing: must be a file: complete the download or correct the list"], []
+        return None, [f"{path} is missing; complete the download or correct the list"], []
     try:
         image = nib.load(path)
         if not isinstance(image, SpatialImage):
-            return None, [f"{path}: {type(image).__name__}: must be a volume: convert it to NIfTI"], []
+            return None, [f"{path} must be a volume and is a {type(image).__name__}; convert it to NIfTI"], []
         header = read_header(path)
         problems, warnings = [f"{path}: {line}" for line in header.problems], [f"{path}: {w}" for w in header.warnings]
         affine = np.asarray(image.affine, dtype=float)
@@ -169,7 +180,7 @@ def read_volume(path: str, axes: str | None = None) -> tuple[Volume | None, list
             return None, [f"{path}: {surplus}"], warnings
     except Exception as error:  # whatever a reader raises on a broken file is the finding
         reason = " ".join(str(error).split()) or "no reason given"
-        line = f"{path}: {type(error).__name__}, {reason[:200]}: must be readable NIfTI: copy or download it again"
+        line = f"{path} cannot be read as NIfTI ({type(error).__name__}, {reason[:200]}); copy or download it again"
         return None, [line], []
     return volume, [], warnings
 
@@ -177,7 +188,7 @@ def read_volume(path: str, axes: str | None = None) -> tuple[Volume | None, list
 def _whole(path: str, image: Any) -> tuple[Any, int]:
     """Return an image as read from the whole of its file, and how many bytes that holds, 0 where it does not matter.
 
-    The checksum of gzip lies at the end, where nibabel does not come to.
+    The checksum of gzip lies at the end of a file, which nibabel does not read.
     """
     if not path.endswith(".nii.gz"):
         return image, os.path.getsize(path) if path.endswith(".nii") else 0

@@ -31,7 +31,7 @@ from mambamim_nets.bundle.names import case_name, path_inside
 
 __all__ = ["channel_order", "labelled_cases"]
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("mambamim_nets")
 
 _REMEDY = (
     "give an existing folder with --dataset_dir, download a Decathlon task with monai.apps.DecathlonDataset(root_dir,"

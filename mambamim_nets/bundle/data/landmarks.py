@@ -1,9 +1,9 @@
 """Data sets of scans with landmarks: where the points of a case are found, and what is checked before training.
 
-- ``dataset.json`` with a "training" list, {"image", "landmarks", "subject"}: "landmarks" is a .mrk.json or .csv file of
+- `dataset.json` with a "training" list, {"image", "landmarks", "subject"}: "landmarks" is a .mrk.json or .csv file of
   the case; a "validation" list of the same kind makes the fold "official".
-- ``landmarks.csv``: a table of all cases. With a dataset.json, its cases without a "landmarks" of their own are looked
-  up there; without one, the column ``case`` or ``image`` names files in ``images``, ``imagesTr`` or the folder itself.
+- `landmarks.csv`: a table of all cases. With a dataset.json, its cases without a "landmarks" of their own are looked
+  up there; without one, the column `case` or `image` names files in `images`, `imagesTr` or the folder itself.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def landmark_cases(
     subjects = listed_subjects(root / "split.json")
     repeated = sorted(name for name, count in Counter(item["case"] for item in cases).items() if count > 1)
     if repeated:
-        raise ValueError(f"{root}: cases listed more than once: {some(repeated)}: list each once, or give it a 'case'")
+        raise ValueError(f"{root}: cases listed more than once: {some(repeated)}; list each once, or give it a 'case'")
     shared = Counter(item["landmark_file"] for item in cases)
     tables = {file: read_table(file) for file, count in shared.items() if count > 1 and file.endswith(".csv")}
     for item in cases:
@@ -114,11 +114,11 @@ def landmark_findings(item: Mapping[str, Any], names: Sequence[str]) -> Findings
         if np.isnan(place).any() or ((voxel >= -MARGIN) & (voxel <= last)).all():
             continue
         inside = ((turned >= -MARGIN) & (turned <= last)).all()
-        remedy = "it would lie inside if the frame were the other one: is it RAS or LPS?" if inside else "correct it"
+        remedy = "in the other frame it would, so check whether the file means RAS or LPS" if inside else "correct it"
         at = ", ".join(f"{mm:.1f}" for mm in place)
         problems.append(
             f"{item['landmark_file']}: point {name!r} of {item['case']} at RAS {at} mm, voxel {voxel.round(1).tolist()}"
-            f" of {shape}: must lie inside its image {item['image']}: {remedy}"
+            f" of {shape}, must lie inside its image {item['image']}; {remedy}"
         )
     return Findings(problems, warnings, digests)
 
@@ -130,7 +130,7 @@ def _points_of(item: Mapping[str, Any], names: Sequence[str], missing: bool, tab
     table = tables[file] if file in tables else read_table(file)
     points = table.get(case, table.get(""))
     if points is None:
-        raise ValueError(f"{file}: no row of case {case}: every case must have points: it has {some(sorted(table))}")
+        raise ValueError(f"{file} has no row of case {case}, but of {some(sorted(table))}; every case must have points")
     return ordered_points(points, names, f"{file}: {case}", missing)
 
 
@@ -151,15 +151,15 @@ def _decathlon(path: Path, table: Path) -> list[dict[str, Any]]:
     lists = [content.get(part) or [] for part in ("training", "validation")] if isinstance(content, dict) else [[]]
     entries = [entry for part in lists for entry in part]
     if not lists[0]:
-        raise ValueError(f"{path}: no 'training' list: must list the cases: add one of {{'image', 'landmarks'}}")
+        raise ValueError(f"{path} has no 'training' list; add one with the 'image' and the 'landmarks' of each case")
     for entry in entries:
         if not isinstance(entry, dict) or not isinstance(entry.get("image"), str):
-            raise ValueError(f"{path}: entry {entry!r}: must have an 'image' (a path): correct it")
+            raise ValueError(f"{path}: entry {entry!r} must have an 'image', the path of a file; correct it")
         if not isinstance(entry.get("landmarks", ""), str):
-            raise ValueError(f"{path}: entry {entry!r}: 'landmarks' must be the path of a file: correct it")
+            raise ValueError(f"{path}: entry {entry!r} must have as 'landmarks' the path of a file; correct it")
         if "landmarks" not in entry and not table.is_file():
             raise ValueError(
-                f"{path}: entry {entry!r}: must have 'landmarks', a .mrk.json or .csv file: add it, or a {TABLE} of all"
+                f"{path}: entry {entry!r} must have 'landmarks', a .mrk.json or .csv file; add it, or a {TABLE} of all"
             )
     cases = []
     for number, (entry, case) in enumerate(zip(entries, case_names(entries), strict=True)):

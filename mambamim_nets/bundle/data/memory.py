@@ -4,31 +4,38 @@ What a scan takes is worked out from its header before the work begins, since a 
 whole run without a word. The estimate against the peak of the process, by tests/benchmarks/scan_memory.py on an x86-64
 CPU, one thread, 26 November 2026; GiB, without the margin that a refusal adds:
     scan, 1 mm        channels  classes  to mm       peak  estimate
-    200 x 200 x 200   1         4        1.5         0.63  0.65
-    200 x 200 x 200   1         4        0.8         1.48  1.54
-    200 x 200 x 200   4         3        1.5         0.73  0.74
+    200 x 200 x 200   1         4        1.5         0.66  0.68
+    200 x 200 x 200   1         4        0.8         1.50  1.57
+    200 x 200 x 200   4         3        1.5         0.75  0.74
     200 x 200 x 100   1         14       0.7         3.02  3.07
     300 x 300 x 250   1         14       1.2         5.67  5.87
     360 x 360 x 300   1         5        1.5         3.25  3.62
     200 x 200 x 200   1         14       1.5         0.75  0.80   label map alone brought back
 A whole run of btcv_seg, inference.json as it stands, on 400 x 400 x 300 voxels of 0.8 x 0.8 x 1 mm peaked at 2.6 GiB
 above one on 40^3 voxels where 2.0 are estimated (the label map alone brought back), and with --max_gib 20 at 7.6 where
-6.6 are (/usr/bin/time -f %M, the same machine and day); the margin covers that. The activations of the network in one
-batch of windows are the same for every scan, and not part of it.
+6.6 are (/usr/bin/time -f %M, the same machine and day); the margin covers that. Rows 4 to 7 and these whole runs were
+measured before the first channel of a scan was kept for its preview, 4 bytes a voxel, which estimates now add. The
+activations of the network in one batch of windows are the same for every scan, and not part of it.
 """
 
+import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from mambamim_nets.bundle.io.headers import Header
+from mambamim_nets.bundle.io.scan_formats import read_header
 
 __all__ = ["ScanMemory", "free_memory", "reading_refusal"]
 
+logger = logging.getLogger("mambamim_nets")
 GIB = 2**30
+READERS = 4  # threads that read headers
 MARGIN = 1.4  # of an estimate, for what reports and the heap take
 NO_LIMIT = 2**60  # bytes: what a control group without a limit says
 # files of a control group that hold its limit and its use, and in memory.stat what of that gives way: files in cache
@@ -124,6 +131,35 @@ class ScanMemory:
         """Return the bytes of a preprocessed scan, as a cache keeps it; at most, before it is cropped to what shows."""
         return math.prod(self.input_size or self.grid(header)) * (4 * channels + int(label))
 
+    def warn_of_cache(self, items: Sequence[Mapping[str, Any]], cache_rate: float) -> None:
+        """Warn if preprocessed scans may take more memory than is free.
+
+        Args:
+            items: with "image" (path, or one per channel), and "label" (path) where there is a label map.
+            cache_rate: share of them that is to be kept, from 0 to 1.
+        """
+        free = free_memory()
+        if free is None or not cache_rate:
+            return
+
+        def kept(item: Mapping[str, Any]) -> int:
+            paths = [item["image"]] if isinstance(item["image"], str) else list(item["image"])
+            header = read_header(paths[0])
+            channels = header.shape[3] if len(header.shape) > 3 else len(paths)
+            return self.kept(header, channels, label=isinstance(item.get("label"), str))
+
+        with ThreadPoolExecutor(READERS) as pool:
+            needed = cache_rate * sum(pool.map(kept, items))
+        if needed > free:
+            logger.warning(
+                "a cache of %d scans in memory may take %.1f GiB, and %.1f GiB are free: give --cache_rate %.2g, or add"
+                " disk_cache.json to --config_file",
+                len(items),
+                needed / GIB,
+                free / GIB,
+                cache_rate * 0.8 * free / needed,
+            )
+
     def load(self, header: Header, channels: int) -> int:
         """Return the bytes that loading and resampling take at most: in float64, with a grid of coordinates."""
         voxels, resampled = math.prod(header.shape[:3]), math.prod(self.grid(header))
@@ -134,12 +170,13 @@ class ScanMemory:
         voxels, resampled = math.prod(header.shape[:3]), math.prod(self.grid(header))
         if not self.outputs:
             return 4 * resampled * channels
-        blended = resampled * (4 * channels + 8 * self.outputs + 8)
+        loaded = 4 * voxels  # the first channel as it was loaded, for the preview
+        blended = loaded + resampled * (4 * channels + 8 * self.outputs + 8)
         if self.max_gib is None:
             return blended + 8 * self.outputs * resampled
         if 4 * voxels * self.outputs > self.max_gib * GIB:  # the label map alone is brought back
-            return max(blended, resampled * (14 * self.outputs + 24) + 42 * voxels)
-        return max(blended, resampled * (16 * self.outputs + 8) + voxels * (8 * self.outputs + 34))
+            return max(blended, loaded + resampled * (14 * self.outputs + 24) + 42 * voxels)
+        return max(blended, loaded + resampled * (16 * self.outputs + 8) + voxels * (8 * self.outputs + 34))
 
     def refusal(self, header: Header, channels: int) -> str:
         """Return why a scan is too large for the memory that is free; "" if it is not, or if that is unknown."""

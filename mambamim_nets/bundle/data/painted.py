@@ -7,26 +7,23 @@ from monai.data import Dataset
 from monai.data.utils import set_rnd
 from monai.transforms import Randomizable
 
-from mambamim_nets.phantom import render
-from mambamim_nets.phantom.anatomy import LABELS, SAME_LABEL
-from mambamim_nets.phantom.kidneys import KITS_SAME
+from mambamim_nets.bundle.labels import named_values
+from mambamim_nets.phantom import subjects
+from mambamim_nets.phantom.kinds import KINDS, label_of
 from mambamim_nets.phantom.painting import NAMES, Anatomy, paint, read_anatomy
-from mambamim_nets.phantom.torso import CTORG_SAME
 
 __all__ = ["PaintedCrops"]
 
 SEED_RANGE = 2**31 - 1
-SAME = SAME_LABEL | {"hepatic vessel": "liver"}  # what is part of an organ
-PARTS = CTORG_SAME | KITS_SAME  # what is part of an organ for tasks that have a label of that name
 
 
 class PaintedCrops(Randomizable, Dataset):
-    """A data set of crops with random contrast, painted on deformed label maps; see ``mambamim_nets.phantom.painting``.
+    """A data set of crops with random contrast, painted on deformed label maps; see `mambamim_nets.phantom.painting`.
 
     Args:
         sources: label maps, {"path": ..., "names": "btcv" | "amos" | "totalsegmentator", "weight": 1.0}, and phantoms,
-            {"phantom": kind, "subjects": n, "weight": 1.0}. ``weight`` is the relative share of the crops.
-        labels: label value -> name of the task.
+            {"phantom": kind, "subjects": n, "weight": 1.0}. `weight` is the relative share of the crops.
+        labels: name -> label value of the task.
         roi_size: (D, H, W) of a crop in voxels.
         spacing: mm, the same on every axis.
         samples: crops per epoch; every epoch paints new ones.
@@ -41,7 +38,7 @@ class PaintedCrops(Randomizable, Dataset):
     def __init__(
         self,
         sources: Sequence[Mapping[str, Any]],
-        labels: Mapping[int, str],
+        labels: Mapping[str, int],
         roi_size: Sequence[int],
         spacing: Sequence[float],
         samples: int,
@@ -51,19 +48,19 @@ class PaintedCrops(Randomizable, Dataset):
         if len(set(spacing)) != 1:
             raise ValueError(f"spacing {list(spacing)} must be the same on every axis to paint crops")
         super().__init__(list(range(samples)), transform)
-        self.labels, self.roi_size, self.random_style = dict(labels), tuple(roi_size), random_style
+        self.labels, self.roi_size, self.random_style = named_values(labels), tuple(roi_size), random_style
         self.anatomies: list[Anatomy] = []
         self.weights: list[float] = []
         for source in sources:
-            made = _anatomies(source, float(spacing[0]), labels)
-            if any(set(labels.values()).isdisjoint(anatomy.names.values()) for anatomy in made):
-                raise ValueError(f"source {dict(source)} has none of the task's structures {sorted(labels.values())}")
+            made = _anatomies(source, float(spacing[0]), self.labels)
+            if any(set(labels).isdisjoint(anatomy.names.values()) for anatomy in made):
+                raise ValueError(f"source {dict(source)} has none of the task's structures {sorted(labels)}")
             self.anatomies += made
             self.weights += [float(source.get("weight", 1.0)) / len(made)] * len(made)
         self.weights = [weight / sum(self.weights) for weight in self.weights]
 
     def set_random_state(self, seed: int | None = None, state: Any = None) -> "PaintedCrops":
-        """Seed the crops and what follows them: ``EpochSeed`` goes no deeper than a data set that is random itself."""
+        """Seed the crops and what follows them: `EpochSeed` goes no deeper than a data set that is random itself."""
         super().set_random_state(seed, state)
         set_rnd(self.transform, int(self.R.randint(SEED_RANGE)))
         return self
@@ -78,15 +75,13 @@ class PaintedCrops(Randomizable, Dataset):
 def _anatomies(source: Mapping[str, Any], spacing: float, labels: Mapping[int, str]) -> list[Anatomy]:
     if "path" in source and source.get("names") in NAMES:
         return [read_anatomy(source["path"], NAMES[source["names"]], spacing)]
-    if source.get("phantom") not in LABELS:
+    if source.get("phantom") not in KINDS:
         raise ValueError(
             f"source {dict(source)} must have 'path' and 'names', one of {sorted(NAMES)}, or 'phantom', one of "
-            f"{sorted(LABELS)}"
+            f"{sorted(KINDS)}"
         )
-    same = {part: whole for part, whole in SAME.items() if part not in labels.values()}
-    same |= {part: whole for part, whole in PARTS.items() if whole in labels.values()}
     made = []
     for subject in range(source.get("subjects", 20)):
-        ids, number, _, _ = render.tissues(source["phantom"], seed=100_000 + subject, spacing=spacing)
-        made.append(Anatomy(ids, {value: same.get(name, name) for name, value in number.items()}, spacing))
+        ids, number, _, _ = subjects.tissues(source["phantom"], seed=100_000 + subject, spacing=spacing)
+        made.append(Anatomy(ids, {value: label_of(name, labels.values()) for name, value in number.items()}, spacing))
     return made

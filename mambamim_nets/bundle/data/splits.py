@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import os
+import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,7 +23,7 @@ from typing import Any, Literal
 from mambamim_nets.bundle.data.datalists import case_names, keys_of, listed_subjects
 from mambamim_nets.bundle.files import read_json, some, stem
 
-__all__ = ["folds", "limit_cases", "listed_parts", "named_in", "split", "with_listed_parts"]
+__all__ = ["folds", "limit_cases", "listed_parts", "named_in", "split", "with_listed_parts", "with_numbered_subjects"]
 
 logger = logging.getLogger(__name__)
 
@@ -176,6 +178,26 @@ def with_listed_parts(cases: Sequence[Mapping[str, Any]], fold_file: str | os.Pa
         )
     plain = [{key: value for key, value in item.items() if key != "listed"} for item in cases]
     return [{**item, "listed": parts[item["case"]]} if item["case"] in parts else item for item in plain]
+
+
+def with_numbered_subjects(
+    cases: Sequence[Mapping[str, Any]], pattern: str, consecutive: int = 1
+) -> list[dict[str, Any]]:
+    """Give cases without a subject one by the number in their name.
+
+    Args:
+        cases: items with "case" and optionally "subject", which is kept.
+        pattern: regular expression of a whole name, whose first group is the number, counted from 1.
+        consecutive: how many cases in a row are of one person; of 2, the cases 2k - 1 and 2k are of subject k.
+
+    Returns:
+        The items in their order. Where a name does not match, they are as they were: the rule is of another data set.
+    """
+    numbers = [re.fullmatch(pattern, item["case"]) for item in cases]
+    if not all(numbers):
+        return [dict(item) for item in cases]
+    found = [math.ceil(int(match[1]) / consecutive) for match in numbers if match]
+    return [{"subject": str(subject), **item} for item, subject in zip(cases, found, strict=True)]
 
 
 def limit_cases(cases: Sequence[Mapping[str, Any]], n: int | None, seed: int = 0) -> list[dict[str, Any]]:

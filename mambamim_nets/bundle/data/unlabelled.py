@@ -19,7 +19,7 @@ from mambamim_nets.bundle.files import NIFTI, read_json, stem
 
 __all__ = ["unlabelled_images"]
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("mambamim_nets")
 MAX_CHANNELS = 8  # of an nnU-Net case whose folder has no dataset.json
 _CHANNEL = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
 _LABEL_NAME = re.compile(r"_(seg|labels?)$", re.IGNORECASE)
@@ -166,12 +166,17 @@ def _nnunet_images(root: Path, content: Mapping[str, Any] | None, key: str | Non
             yield from map(str, files)
             continue
         if n_named < len(files):
-            logger.warning("%s: %d files not named CASE_0000: left out", root / folder, len(files) - n_named)
+            logger.warning(
+                "%s: %d files that are not named CASE_0000 are left out", root / folder, len(files) - n_named
+            )
         numbers = found if content is None else list(range(len(content["channel_names"])))
         for case, by_channel in sorted(channels.items()):
             if set(by_channel) != set(numbers):
                 logger.warning(
-                    "%s: channels %s: must be %s: left out", root / folder / case, sorted(by_channel), numbers
+                    "%s is left out: its channels are %s and must be %s",
+                    root / folder / case,
+                    sorted(by_channel),
+                    numbers,
                 )
                 continue
             images = [by_channel[number] for number in numbers]

@@ -1,14 +1,15 @@
 """Read every file of a datalist once, before a run starts, and name what is wrong with it.
 
 A labelled list must be right as a whole: all problems are collected and raised together. An unlabelled list may lose
-files: those with a problem are named in one warning and left out. A problem reads `file: value: rule: remedy`.
+files: those with a problem are named in one warning and left out. A problem is one line: file, value, rule, remedy.
 
-Affines of an image and its label are compared by how far they put a corner of the volume apart, in units of the
-smallest voxel edge: up to AFFINE_SILENT is rounding, up to AFFINE_ERROR is logged, more is a problem.
+Affines of an image and its label are compared by the largest distance between the places where they put a corner of
+the volume, in units of the smallest voxel edge: up to AFFINE_SILENT is rounding, up to AFFINE_ERROR is logged, more is
+a problem.
 
 A file that does not say where its axes point is a problem, but in a labelled list, where image and label agree, a
 warning: what is learnt is right within the image, and nibabel's guess (LAS) is the same in training and evaluation.
-New scans of that kind then need ``--assume_axes LAS``.
+New scans of that kind then need `--assume_axes LAS`.
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ from mambamim_nets.bundle.data.duplicates import copies, two_cases
 from mambamim_nets.bundle.data.inspection import AS_READ, inspect_image, read_volume
 from mambamim_nets.bundle.data.memory import ScanMemory
 from mambamim_nets.bundle.data.verification_cache import cache_key, read_cache, signature_of, write_cache
-from mambamim_nets.bundle.files import some
-from mambamim_nets.bundle.io.headers import AFFINE_ERROR, corners_apart, read_header
+from mambamim_nets.bundle.files import first_lines, some
+from mambamim_nets.bundle.io.headers import AFFINE_ERROR, corners_apart
+from mambamim_nets.bundle.io.scan_formats import read_header
 
 __all__ = [
     "Findings",
@@ -38,10 +40,9 @@ __all__ = [
     "check_unlabelled",
 ]
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("mambamim_nets")
 
 AFFINE_SILENT = 1e-3
-MAX_LINES = 20
 
 
 class Findings(NamedTuple):
@@ -105,7 +106,9 @@ def check_cases(
         keys: under which an item has the files that decide about it.
         inspect: returns what it finds in an item.
         rule: says what `inspect` depends on beside the files; a cache knows a case for one rule.
-        cache_file, workers, memory: as in `check_labelled`; each item has one channel under "image".
+        cache_file: as in `check_labelled`.
+        workers: as in `check_labelled`.
+        memory: as in `check_labelled`; each item has one channel under "image".
         title: of the progress bar.
 
     Raises:
@@ -147,7 +150,7 @@ def _refuse(cases: Sequence[Mapping[str, Any]], findings: Sequence[Findings]) ->
         bad += sum(not findings[place].problems for place in {copy.second for copy in repeated})
         problems += [two_cases(copy, cases) for copy in repeated]
     if problems:
-        raise ValueError(f"{len(problems)} problems in {bad} of {len(findings)} cases:\n{_lines(problems)}")
+        raise ValueError(f"{len(problems)} problems in {bad} of {len(findings)} cases:\n{first_lines(problems)}")
 
 
 def check_unlabelled(
@@ -198,7 +201,7 @@ def check_unlabelled(
     kept = [dict(item) for item, finding in zip(items, findings, strict=True) if not finding.problems]
     problems = [line for finding in findings for line in finding.problems]
     if len(kept) < min_keep:
-        reasons = f":\n{_lines(problems)}" if problems else ""
+        reasons = f":\n{first_lines(problems)}" if problems else ""
         raise ValueError(
             f"{len(kept)} of {len(items)} images can be used, at least {min_keep} needed; repair or add files{reasons}"
         )
@@ -242,7 +245,7 @@ def _run(
                 cache[cache_key(signature, rule)] = (signature, finding.digests)
     warnings = [line for finding in findings for line in finding.warnings]
     if warnings:
-        logger.warning("%s: to look at:\n%s", title, _lines(warnings))
+        logger.warning("%s: to look at:\n%s", title, first_lines(warnings))
     logger.info("%s: %d read, %d known from an earlier start", title, len(todo), len(items) - len(todo))
     if cache_file is not None and todo:
         write_cache(Path(cache_file), cache)
@@ -278,42 +281,38 @@ def _inspect_pair(item: Mapping[str, Any], in_channels: int, known: set[int]) ->
         return Findings([*problems, *found], warnings, digests)
     data, affine = volume
     if data.ndim != 3 or not data.size:
-        problems.append(f"{path}: shape {data.shape}: a label map must be 3-D: store one value per voxel on three axes")
+        problems.append(f"{path}: shape {data.shape} of a label map must be 3-D; store one value per voxel")
     elif grid is not None and data.shape != grid[0]:
         problems.append(
-            f"{path}: shape {data.shape}: must equal the image's {grid[0]}: resample the label to its image"
+            f"{path}: shape {data.shape} must equal the image's, {grid[0]}; resample the label to its image"
         )
     elif grid is not None:
-        apart = corners_apart(grid[1], affine, data.shape)
-        line = f"{path}: corners {apart:.3g} voxels from the image's: affines must agree"
-        if not apart <= AFFINE_ERROR:  # NaN too
+        distance = corners_apart(grid[1], affine, data.shape)
+        line = f"{path}: corners lie {distance:.3g} voxels from the image's"
+        if not distance <= AFFINE_ERROR:  # NaN too
             problems.append(
-                f"{line}: resample the label to its image, or copy the image's affine if only the header is wrong"
+                f"{line}, but affines must agree; resample the label to its image, or copy the image's affine if only "
+                "the header is wrong"
             )
-        elif apart > AFFINE_SILENT:
-            warnings.append(f"{line}: tolerated up to {AFFINE_ERROR} voxels")
+        elif distance > AFFINE_SILENT:
+            warnings.append(f"{line}; up to {AFFINE_ERROR} are tolerated")
     if data.dtype.kind not in "biuf":
-        line = f"{path}: voxel type {data.dtype}: label values must be integers: export the label map again"
+        line = f"{path}: label values must be integers and are of type {data.dtype}; export the label map again"
         return Findings([*problems, line], warnings, digests)
     # slice by slice: sorting a whole volume would need several copies of it
     values = sorted({value for index in range(data.shape[-1]) for value in np.unique(data[..., index]).tolist()})
     fractional = [value for value in values if not float(value).is_integer()]
     unknown = [int(value) for value in values if float(value).is_integer() and int(value) not in known]
     if fractional:
-        some = ", ".join(list(dict.fromkeys(f"{value:g}" for value in fractional))[:5])
+        shown = some(list(dict.fromkeys(f"{value:g}" for value in fractional)), 5)
         problems.append(
-            f"{path}: values {some}: label values must be integers: was it interpolated? use nearest neighbour"
+            f"{path}: label values {shown} must be integers; if the map was resampled, do it by nearest neighbour"
         )
     if unknown:
-        some = ", ".join(map(str, unknown[:5]))
+        shown = some([str(value) for value in unknown], 5)
         problems.append(
-            f"{path}: values {some}: must be among {sorted(known)}: add the class to labels, or remap the file"
+            f"{path}: label values {shown} must be among {sorted(known)}; add their classes to labels, or remap them"
         )
     if values == [0]:
-        warnings.append(f"{path}: all background: no class to learn from: remove the case if that is an error")
+        warnings.append(f"{path}: the whole map is background; remove the case if that is an error")
     return Findings(problems, warnings, digests)
-
-
-def _lines(lines: Sequence[str]) -> str:
-    more = [f"... and {len(lines) - MAX_LINES} more"] if len(lines) > MAX_LINES else []
-    return "\n".join([*lines[:MAX_LINES], *more])

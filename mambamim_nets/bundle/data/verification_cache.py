@@ -13,7 +13,7 @@ from mambamim_nets.bundle.files import write_text
 
 __all__ = ["cache_key", "read_cache", "signature_of", "write_cache"]
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("mambamim_nets")
 
 CACHE_VERSION = 3  # one more when a rule is added
 
@@ -33,6 +33,7 @@ def signature_of(item: Mapping[str, Any], keys: Iterable[str]) -> list[list[Any]
 
 
 def cache_key(signature: list[list[Any]], rule: str) -> str:
+    """Return the key of an item in the cache: the rule it was checked by, and its paths."""
     return " + ".join([rule, *(entry[0] for entry in signature)])
 
 
@@ -45,11 +46,12 @@ def read_cache(path: Path) -> dict[str, tuple[list[list[Any]], list[str]]]:
         if content["version"] == CACHE_VERSION:
             return {key: (signature, digests) for key, (signature, digests) in content["clean"].items()}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        logger.warning("%s: %s: not a cache of this check: every file is read again", path, error)
+        logger.warning("%s is not a cache of this check (%s); every file is read again", path, error)
     return {}
 
 
 def write_cache(path: Path, clean: Mapping[str, tuple[list[list[Any]], list[str]]]) -> None:
+    """Write what was found sound, by case and rule; a folder without write permission is logged and not an error."""
     try:  # several processes may write; each replaces a whole file
         write_text(path, json.dumps({"version": CACHE_VERSION, "clean": dict(clean)}))
     except OSError as error:

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 import torch.distributed as dist
@@ -13,10 +13,17 @@ from monai.engines import Evaluator, Trainer
 from torch import Tensor, nn
 
 from mambamim_nets.bundle.checkpoint_files import BEST, ENCODER, LAST, holds, load_state, read_checkpoint, save
-from mambamim_nets.bundle.config import flag
 from mambamim_nets.bundle.files import only_run, release, remove_leftovers, write_text
 from mambamim_nets.bundle.handlers.event_files import drop_rows_after
-from mambamim_nets.bundle.handlers.identity import TRAINING_CASES, Difference, Settings, differences, effective
+from mambamim_nets.bundle.handlers.identity import (
+    TRAINING_CASES,
+    Difference,
+    Settings,
+    differences,
+    effective,
+    run_settings,
+)
+from mambamim_nets.bundle.handlers.training_ranges import TrainingRanges
 from mambamim_nets.bundle.runtime import bare, process_rank
 from mambamim_nets.checkpoint import non_finite, record_of, stamped
 
@@ -48,6 +55,7 @@ class Average:
         self.network = self.handler.ema_model if self.handler else network
 
     def attach(self, engine: Trainer) -> None:
+        """Update the average after every iteration of an engine, if it is switched on."""
         if self.handler:
             self.handler.attach(engine, event=Events.ITERATION_COMPLETED)
 
@@ -72,8 +80,8 @@ class Checkpoints:
     Args:
         trainer, evaluator, network, optimizer, lr_scheduler: the parts of the run; no evaluator in pre-training.
         folder: where files go; one run at a time, see ``only_run``.
-        identity: settings that make this run what it is, or a function that returns them when the run starts; the
-            cases and the batch over all processes are added.
+        identity: settings that make this run what it is, or a function that returns them when the run starts, such as
+            those of the running configuration; the cases and the batch over all processes are added.
         resume: "auto" continues what is in the folder, True demands it, False refuses a folder that holds a run.
         encoder: whether to write ``encoder.pt``.
         average: averaged weights of the network, if there are any; ``start`` attaches it to the trainer.
@@ -81,6 +89,8 @@ class Checkpoints:
         record: what the weights are, written into every file of weights; see ``mambamim_nets.checkpoint.stamped``.
         resume_with_changes: whether to go on with settings that the checkpoint does not have.
         writer: a TensorBoard SummaryWriter: what it had written after the checkpoint is dropped, since it is repeated.
+            It is closed when the run ends.
+        ranges: what training sees, for the record; None: the weights do not say.
     """
 
     def __init__(
@@ -90,24 +100,24 @@ class Checkpoints:
         optimizer: torch.optim.Optimizer,
         lr_scheduler: Any,
         folder: str,
-        identity: Mapping[str, Any] | Callable[[], Settings],
+        identity: Mapping[str, Any] | Callable[[], Settings] = run_settings,
         evaluator: Evaluator | None = None,
-        resume: bool | str = "auto",
+        resume: bool | Literal["auto"] = "auto",
         encoder: bool = False,
         average: Average | None = None,
         early_stopping: int = 0,
         record: dict[str, Any] | None = None,
-        resume_with_changes: bool | str = False,
+        resume_with_changes: bool = False,
         writer: Any = None,
+        ranges: TrainingRanges | None = None,
     ) -> None:
-        resume = resume if resume == "auto" else flag(resume, "resume")
         self.trainer, self.evaluator, self.network = trainer, evaluator, network
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.folder, self.identity, self.resume, self.encoder = Path(folder), identity, resume, encoder
         self.averaging = average
         self.average = average.network if average is not None and average.handler else None
-        self.early_stopping, self.record, self.writer = early_stopping, record, writer
-        self.with_changes = flag(resume_with_changes, "resume_with_changes")
+        self.early_stopping, self.record, self.writer, self.ranges = early_stopping, record, writer, ranges
+        self.with_changes = resume_with_changes
         self.settings, self.changes = Settings({}, {}), cast(list[dict[str, Any]], [])
 
     def start(self) -> bool:
@@ -129,7 +139,9 @@ class Checkpoints:
         if state is not None:
             self._restore(state, changed)
         if process_rank() == 0:
-            self.trainer.add_event_handler(Events.COMPLETED, lambda: release(self.folder))
+            if self.ranges is not None and self.record is not None:
+                self.record = {**self.record, **self.ranges.record()}
+            self.trainer.add_event_handler(Events.COMPLETED, self._close)
         if self.averaging is not None:
             self.averaging.attach(self.trainer)
         self.trainer.add_event_handler(Events.EPOCH_COMPLETED, self._save_epoch)
@@ -137,6 +149,11 @@ class Checkpoints:
         if not left and process_rank() == 0:
             release(self.folder)
         return left
+
+    def _close(self) -> None:
+        release(self.folder)
+        if self.writer is not None:
+            self.writer.close()
 
     def _decide(self) -> tuple[dict[str, Any] | None, list[Difference]]:
         """Return the state to go on from, if any, and what changed since; in rank 0 only."""

@@ -1,7 +1,7 @@
 """Classification of whole scans: decision thresholds, and the reports of evaluation and inference.
 
-A network has one logit, and its sigmoid is the probability of the positive class, the second of ``classes``. Beside the
-weights ``<name>.pt`` lies ``<name>.json`` with their decision threshold, chosen on the validation scans of their epoch.
+A network has one logit, and its sigmoid is the probability of the positive class, the second of `classes`. Beside the
+weights `<name>.pt` lies `<name>.json` with their decision threshold, chosen on the validation scans of their epoch.
 """
 
 from __future__ import annotations
@@ -10,28 +10,32 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
-from ignite.engine import Events
 from monai.engines import Evaluator
 from monai.visualize import GradCAM
 from torch import nn
 
 from mambamim_nets.bundle.checkpoint_files import BEST
-from mambamim_nets.bundle.files import write_csv
+from mambamim_nets.bundle.handlers.evaluation import CaseCollector
 from mambamim_nets.bundle.handlers.scan_results import ScanResults
 from mambamim_nets.bundle.inference.scan_loader import ScanLoader
-from mambamim_nets.bundle.metrics.classification import measures, scores, write_scores, youden
+from mambamim_nets.bundle.metrics.classification import (
+    PREDICTIONS,
+    ClassificationTable,
+    ClassifiedScan,
+    measures,
+    youden,
+)
 from mambamim_nets.bundle.runtime import process_rank
-from mambamim_nets.bundle.visualize.classification import roc, saliency
+from mambamim_nets.bundle.visualize.classification import roc_figure, saliency_figure
+from mambamim_nets.bundle.visualize.planes import save_figure
 
 __all__ = ["ClassReport", "DecisionReport", "DecisionThreshold", "decision_threshold"]
 
 logger = logging.getLogger("mambamim_nets")
-PREDICTIONS = "predictions.csv"
 CAM_LAYER = "layer2"  # stride 8: the finest map that has seen enough context
 
 
@@ -43,7 +47,7 @@ def decision_threshold(threshold: float | None, checkpoint: str, classes: Sequen
 
     Args:
         threshold: as given; None: the one that lies beside the weights.
-        checkpoint: path of the weights, ``<name>.pt``; the threshold is in ``<name>.json``.
+        checkpoint: path of the weights, `<name>.pt`; the threshold is in `<name>.json`.
         classes: of the task, negative and positive.
 
     Raises:
@@ -72,62 +76,25 @@ def _probability(threshold: float | str, source: object = "threshold") -> float:
     return float(threshold)
 
 
-class Case(NamedTuple):
-    """One classified scan."""
-
-    subject: str
-    session: str
-    diagnosis: str
-    label: int
-    probability: float
+# --- reports --------------------------------------------------------------------------------------
 
 
-class _Collector:
-    """Collect probabilities and labels of an evaluator's scans, over all processes.
+class _ScanCollector(CaseCollector[ClassificationTable]):
+    """Collect the probabilities of an evaluator's scans.
 
-    Expects ``pred`` (1,) probabilities and ``label`` (1,), and batches with case, subject, session and diagnosis.
+    Expects `pred` (1,) probabilities and `label` (1,), and batches with case, subject, session and diagnosis.
     """
 
-    def __init__(self) -> None:
-        self.cases: dict[str, Case] = {}
-
-    def attach(self, engine: Evaluator) -> None:
-        engine.add_event_handler(Events.STARTED, self._start)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
-        engine.add_event_handler(Events.COMPLETED, self._finish)
-
-    def _start(self, engine: Evaluator) -> None:
-        self.cases = {}
-
-    def _collect(self, engine: Evaluator) -> None:
-        for source, item in zip(engine.state.batch, engine.state.output, strict=True):
-            label, probability = (float(item[key].flatten()[0]) for key in ("label", "pred"))
-            case = Case(source["subject"], source["session"], source["diagnosis"], round(label), probability)
-            self.cases[source["case"]] = case
-
-    def _finish(self, engine: Evaluator) -> None:
-        raise NotImplementedError
-
-    def gathered(self) -> dict[str, Case]:
-        """Return the scans of all processes by name; every process must call it."""
-        parts: list[Any] = [self.cases]
-        if dist.is_available() and dist.is_initialized():
-            parts = [None] * dist.get_world_size()
-            dist.all_gather_object(parts, self.cases)
-        return {name: Case(*case) for name, case in sorted(item for part in parts for item in part.items())}
+    def row(self, source: Mapping[str, Any], item: Mapping[str, Any]) -> ClassifiedScan:
+        """Return what is known of a scan."""
+        label, probability = (float(item[key].flatten()[0]) for key in ("label", "pred"))
+        return ClassifiedScan(source["subject"], source["session"], source["diagnosis"], round(label), probability)
 
 
-def _columns(cases: dict[str, Case]) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Return probabilities, labels and subjects."""
-    rows = list(cases.values())
-    probability, label = (np.array([getattr(row, key) for row in rows]) for key in ("probability", "label"))
-    return probability, label, [row.subject for row in rows]
-
-
-class DecisionThreshold(_Collector):
+class DecisionThreshold(_ScanCollector):
     """Choose the decision threshold on the validation scans of the best epoch: the highest Youden index.
 
-    ``Checkpoints`` writes it beside the weights of that epoch; attached to the validation evaluator.
+    `Checkpoints` writes it beside the weights of that epoch; attached to the validation evaluator.
 
     Args:
         classes: of the task, negative and positive.
@@ -137,11 +104,16 @@ class DecisionThreshold(_Collector):
         super().__init__()
         self.classes = list(classes)
 
-    def _finish(self, engine: Evaluator) -> None:
-        cases = self.gathered()
+    def new_table(self) -> ClassificationTable:
+        """Return a table of the classes."""
+        return ClassificationTable(self.classes)
+
+    def finish(self, engine: Evaluator) -> None:
+        """Hand the threshold of the best epoch over to `Checkpoints`."""
+        self.table.gather()
         if engine.state.best_metric_epoch != engine.state.epoch or process_rank() != 0:
             return
-        probability, label, _ = _columns(cases)
+        probability, label = self.table.probability, self.table.label
         threshold = youden(probability, label)
         found = measures(probability, label, threshold)
         held = {
@@ -149,16 +121,13 @@ class DecisionThreshold(_Collector):
             "classes": self.classes,
             "chosen": "highest sensitivity + specificity on the validation scans of the best epoch",
             "epoch": engine.state.epoch,
-            "scans": len(cases),
+            "scans": len(label),
             **{key: round(float(found[key][0]), 6) for key in ("sensitivity", "specificity")},
         }
         engine.state.best_files = {Path(BEST).with_suffix(".json").name: json.dumps(held, indent=4) + "\n"}
 
 
-# --- reports --------------------------------------------------------------------------------------
-
-
-class ClassReport(_Collector):
+class ClassReport(_ScanCollector):
     """Measure an evaluation: predictions.csv by scan, summary.csv and summary.md with intervals, roc.png.
 
     Attached to an evaluator.
@@ -166,7 +135,8 @@ class ClassReport(_Collector):
     Args:
         classes: of the task, negative and positive.
         folder: where files go.
-        checkpoint, threshold: as in `decision_threshold`, when the evaluation starts.
+        checkpoint: the weights, which `decision_threshold` looks beside when the evaluation starts.
+        threshold: as in `decision_threshold`.
         resamples: bootstrap draws.
     """
 
@@ -178,45 +148,38 @@ class ClassReport(_Collector):
         threshold: float | None = None,
         resamples: int = 2000,
     ) -> None:
-        super().__init__()
-        self.classes, self.folder, self.resamples = list(classes), Path(folder), resamples
-        self.given, self.threshold = (threshold, checkpoint), 0.5
+        super().__init__(folder, checkpoint=checkpoint)
+        self.classes, self.checkpoint, self.threshold, self.resamples = list(classes), checkpoint, threshold, resamples
 
-    def _start(self, engine: Evaluator) -> None:
-        super()._start(engine)
-        self.threshold = decision_threshold(*self.given, self.classes)
+    def new_table(self) -> ClassificationTable:
+        """Return a table that decides at the threshold of the weights."""
+        threshold = decision_threshold(self.threshold, self.checkpoint, self.classes)
+        return ClassificationTable(self.classes, threshold, self.resamples)
 
-    def _finish(self, engine: Evaluator) -> None:
-        cases = self.gathered()
-        if process_rank() != 0:
-            return
-        probability, label, subjects = _columns(cases)
-        found = scores(probability, label, subjects, self.threshold, self.resamples)
-        called = [self.classes[int(value >= self.threshold)] for value in probability]
-        rows = [
-            [case.subject, case.session, case.diagnosis, f"{case.probability:.6f}", name]
-            for case, name in zip(cases.values(), called, strict=True)
-        ]
-        write_csv(self.folder / PREDICTIONS, [["subject", "session", "diagnosis", "probability", "prediction"], *rows])
-        n = {name: int((label == value).sum()) for value, name in enumerate(self.classes)}
-        summary = write_scores(self.folder, found, n, len(set(subjects)), self.threshold)
-        roc(probability, label, self.threshold, found["auc"], self.classes, self.folder / "roc.png")
-        logger.info("measures of %s\n%s", self.folder, summary)
+    def finish(self, engine: Evaluator) -> None:
+        """Write the tables and the receiver operating characteristic (roc.png)."""
+        summary, table = self.table.write(self.folder, self.note), self.table
+        if process_rank() == 0:
+            auc = table.scores()["auc"]
+            figure = roc_figure(table.probability, table.label, table.threshold, auc, self.classes)
+            save_figure(figure, self.folder / "roc.png")
+            logger.info("measures of %s\n%s", self.folder, summary)
 
 
 class DecisionReport(ScanResults):
     """Write what was decided for every new scan: a row of predictions.csv, and a picture of where the network looked.
 
-    Expects ``image`` (C, D, H, W) as the network had it, RAS, and ``pred`` (1,) probabilities, and batches with
-    ``name``; attached to an evaluator. A scan whose results cannot be written is recorded as failed; the others go on.
+    Expects `image` (C, D, H, W) as the network had it, RAS, and `pred` (1,) probabilities, and batches with
+    `name`; attached to an evaluator. A scan whose results cannot be written is recorded as failed; the others go on.
 
     Args:
         loader: of the scans.
         network: in evaluation mode.
         classes: of the task, negative and positive.
         folder: where files go.
-        checkpoint, threshold: as in `decision_threshold`, when the first scan is loaded.
+        checkpoint: the weights, which `decision_threshold` looks beside when the first scan is loaded.
         spacing: of the images in mm.
+        threshold: as in `decision_threshold`.
         pictures: whether to draw pictures: Grad-CAM of the positive class, scaled to its own highest value.
         overwrite: do again what an earlier run has done.
 
@@ -234,7 +197,7 @@ class DecisionReport(ScanResults):
         spacing: Sequence[float],
         threshold: float | None = None,
         pictures: bool = True,
-        overwrite: bool | str = False,
+        overwrite: bool = False,
     ) -> None:
         columns = [f"probability ({classes[1]})", "decision", "threshold"]
         super().__init__(loader, folder, PREDICTIONS, columns, checkpoint, overwrite)
@@ -244,24 +207,26 @@ class DecisionReport(ScanResults):
         self.cam: GradCAM | None = None
 
     def files(self, name: str) -> list[str]:
+        """Return the name of the picture."""
         return [f"{name}_saliency.png"] if self.pictures else []
 
     def made_with(self) -> list[Any]:
+        """Add the threshold to what results depend on."""
         self.threshold = decision_threshold(*self.given, self.classes)
         return [*super().made_with(), self.threshold]
 
     def write(self, name: str, item: Mapping[str, Any]) -> list[str]:
+        """Write the picture of a scan; return probability, decision and threshold."""
         image, probability, positive = item["image"], float(item["pred"].flatten()[0]), self.classes[1]
         if not np.isfinite(probability):
-            raise ValueError(f"probability {probability}: must be finite; try --amp false")
+            raise ValueError(f"the probability is {probability}, which must be a finite number; try --amp false")
         decision = self.classes[int(probability >= self.threshold)]
         values = (name, positive, probability, self.threshold, decision)
         logger.info("%s: probability of %s %.3f, threshold %.3f: %s", *values)
         if self.pictures:
             title = self.title(name, f"{name}: {decision}, probability of {positive} {probability:.2f}")
-            path = self.folder / f"{name}_saliency.png"
-            saliency(image[0], self.heat(image), path, title, f"speaks for {positive}", self.spacing)
-            logger.info("picture: %s", path)
+            figure = saliency_figure(image[0], self.heat(image), title, f"speaks for {positive}", self.spacing)
+            save_figure(figure, self.folder / f"{name}_saliency.png")
         return [f"{probability:.6f}", decision, f"{self.threshold:.6f}"]
 
     def heat(self, image: torch.Tensor) -> np.ndarray:

@@ -1,6 +1,6 @@
 """TensorBoard's files of a resumed run: rows that the run repeats are dropped, so that no step has two.
 
-SummaryWriter's ``purge_step`` cannot do it: it compares the steps of all rows with one number, and the rows of a run
+SummaryWriter's `purge_step` cannot do it: it compares the steps of all rows with one number, and the rows of a run
 count epochs as well as iterations. Here a row in the log itself says where an epoch ends, and what was written after
 it goes. A file is a sequence of records: length (8 bytes), its checksum (4), an Event, its checksum (4).
 """

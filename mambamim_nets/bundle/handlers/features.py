@@ -18,10 +18,10 @@ FEATURES = "features.csv"
 
 
 class FeatureReport(ScanResults):
-    """Write the encoder's features of every new scan: ``<name>_features.npz``.
+    """Write the encoder's features of every new scan: `<name>_features.npz`.
 
-    Expects ``image`` (C_in, D, H, W) of ``LoadScand``, 0 where padded, and ``pred`` (C, d, h, w), its features on a
-    coarser grid, and batches with ``name``; attached to an evaluator. A row of features.csv says of each scan how many
+    Expects `image` (C_in, D, H, W) of `LoadScand`, 0 where padded, and `pred` (C, d, h, w), its features on a
+    coarser grid, and batches with `name`; attached to an evaluator. A row of features.csv says of each scan how many
     tokens it has, and how many inside. A scan whose features cannot be written is recorded as failed. Arrays:
         features   (C, d, h, w) float32, one token per block of voxels
         inside     (d, h, w) bool, blocks with any voxel above 0: not background or padding only
@@ -36,15 +36,15 @@ class FeatureReport(ScanResults):
         overwrite: do again what an earlier run has done.
     """
 
-    def __init__(
-        self, loader: ScanLoader, folder: str, checkpoint: str | None = None, overwrite: bool | str = False
-    ) -> None:
+    def __init__(self, loader: ScanLoader, folder: str, checkpoint: str | None = None, overwrite: bool = False) -> None:
         super().__init__(loader, folder, FEATURES, ["tokens", "tokens inside"], checkpoint, overwrite)
 
     def files(self, name: str) -> list[str]:
+        """Return the name of the file of features."""
         return [f"{name}_features.npz"]
 
     def write(self, name: str, item: Mapping[str, Any]) -> list[str]:
+        """Write the features of a scan; return how many tokens it has, and how many are inside."""
         image, pred = item["image"], item["pred"]
         features = torch.as_tensor(pred).float().cpu()
         voxels = torch.as_tensor(image).cpu()

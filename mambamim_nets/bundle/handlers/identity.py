@@ -22,7 +22,8 @@ __all__ = ["TRAINING_CASES", "Difference", "Settings", "differences", "effective
 
 # How and where the same numbers are computed, up to rounding: a run may move to another machine, and amp and compile
 # follow from the machine.
-MACHINE = {"device", "amp", "compile", "activation_checkpointing", "num_workers", "cache", "cache_rate", "cache_dir"}
+MACHINE = {"device", "amp", "compile", "activation_checkpointing", "num_workers", "cache_rate", "cache_dir"}
+MACHINE |= {"copy_cache", "other_process", "cache_file"}
 MACHINE |= {"memory", "sw_batch_size", "bundle_root", "output_dir", "log_dir", "resume", "resume_with_changes"}
 # When something is looked at, and when a run gives up: an epoch learns the same.
 INTERVALS = {"val_interval", "picture_interval", "interval", "early_stopping"}
@@ -31,20 +32,23 @@ FREE = MACHINE | INTERVALS
 # repeats options; the shipped weights are for inference; the rest says what is done in which order.
 ELSEWHERE = {
     "cases",
+    "training_cases",
+    "validation_cases",
     "datalist",
     "data",
     "dataset_dir",
     "phantom",
     "fold_file",
-    "published_folds",
     "sampler",
     "shuffle",
 }
 ELSEWHERE |= {"batch_size", "network", "shipped", "record", "writer", "checkpoints", "imports", "initialize", "run"}
 ELSEWHERE |= {"finalize", "body", "_desc_", "_meta_"}
-# Components that only show something.
+# Where prepared scans are kept.
+CACHES = {"CacheDataset", "Dataset", "mambamim_nets.bundle.DiskCache"}
+# Components that only show something, or spare memory.
 SHOWING = {"Progress", "StatsHandler", "TensorBoardStatsHandler", "TensorBoardImageHandler", "MLFlowHandler"}
-SHOWING |= {"ValidationPicture", "LandmarkPicture", "ReconstructionPictures"}
+SHOWING |= {"ValidationPicture", "LandmarkPicture", "ReconstructionPictures", "ReuseMemory"}
 BATCH, TRAINING_CASES, VALIDATION_CASES = "batch_size over all processes", "training cases", "validation cases"
 MOST_NAMES = 2000  # of cases; of more, a checkpoint holds the number and a digest
 LONGEST = 60
@@ -113,12 +117,17 @@ def settings_of(config: Mapping[str, Any], made: Mapping[str, Any]) -> Settings:
 def _leaves(name: str, content: Any, made: Mapping[str, Any], component: bool) -> Iterator[tuple[str, Any, Any]]:
     """Yield name, value and text of everything below a name in the configuration."""
     parts: Iterable[tuple[Any, Any]] | None = None
+    key = ReferenceResolver.normalize_id(name)
+    if isinstance(content, Mapping) and "_target_" in content and key in made and _is_plain(made[key]):
+        yield name, json.loads(json.dumps(made[key])), content  # of a function, such as the folder of the data
+        return
     if isinstance(content, Mapping):
         parts = content.items()
     elif isinstance(content, list) and any(map(_has_parts, content)):
         parts = enumerate(content)
     if parts is not None:
         kept = [(key, part) for key, part in parts if key not in FREE | ELSEWHERE and not _only_shows(part)]
+        kept = [(key, part) for key, part in kept if not (key == "_target_" and part in CACHES)]
         for number, (key, part) in enumerate(kept):
             # a handler that only shows something does not move those after it
             yield from _leaves(f"{name}#{number if isinstance(content, list) else key}", part, made, component)

@@ -1,23 +1,24 @@
-"""What people look at: errors and overlays of an evaluation of landmarks; points, lengths, previews of new scans."""
+"""Landmarks: errors and overlays of an evaluation; points, lengths and previews of new scans."""
+
+from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch.distributed as dist
-from ignite.engine import Events
 from monai.engines import Evaluator
-from monai.transforms import LoadImage
 
+from mambamim_nets.bundle.handlers.evaluation import CaseCollector, ValidationFigure, stored_image
 from mambamim_nets.bundle.handlers.scan_results import ScanResults
 from mambamim_nets.bundle.inference.scan_loader import ScanLoader
 from mambamim_nets.bundle.io.landmarks import write_markups, write_table
-from mambamim_nets.bundle.io.reader import LoadScand
 from mambamim_nets.bundle.metrics.landmarks import LandmarkCase, LandmarkTable, length_mm
 from mambamim_nets.bundle.runtime import process_rank
-from mambamim_nets.bundle.visualize.landmarks import landmark_figure, landmark_overlay, sdr_curve
-from mambamim_nets.bundle.visualize.planes import figure_array
+from mambamim_nets.bundle.visualize.landmarks import landmark_figure, sdr_figure
+from mambamim_nets.bundle.visualize.planes import save_figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["LandmarkPicture", "LandmarkReport", "LandmarkScanReport"]
 
@@ -25,10 +26,10 @@ logger = logging.getLogger("mambamim_nets")
 BIOMETRY = "biometry.csv"
 
 
-class LandmarkReport:
+class LandmarkReport(CaseCollector[LandmarkTable]):
     """Collect the errors of every case in world space; write tables, the curve of detection rates and overlays.
 
-    Expects ``points``, ``confidence`` and ``image`` of `DecodeLandmarksd`, and batches with ``case`` and ``landmarks``;
+    Expects `points`, `confidence` and `image` of `DecodeLandmarksd`, and batches with `case` and `landmarks`;
     attached to an evaluator.
 
     Args:
@@ -36,50 +37,50 @@ class LandmarkReport:
         lengths: name -> its two ends.
         folder: where files go.
         pictures: how many overlay pictures to draw at most, over all processes.
+        checkpoint: file of the weights, see `CaseCollector`.
     """
 
     def __init__(
-        self, names: Sequence[str], lengths: Mapping[str, Sequence[str]], folder: str, pictures: int = 8
+        self,
+        names: Sequence[str],
+        lengths: Mapping[str, Sequence[str]],
+        folder: str,
+        pictures: int = 8,
+        checkpoint: str | None = None,
     ) -> None:
-        self.names, self.lengths, self.folder = list(names), dict(lengths), Path(folder)
-        processes = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-        self.pictures = (pictures + processes - 1 - process_rank()) // processes  # this process's share
-        self.table = LandmarkTable(self.names, self.lengths)
+        super().__init__(folder, pictures, checkpoint)
+        self.names, self.lengths = list(names), dict(lengths)
 
-    def attach(self, engine: Evaluator) -> None:
-        engine.add_event_handler(Events.STARTED, self._start)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
-        engine.add_event_handler(Events.COMPLETED, self._write)
+    def new_table(self) -> LandmarkTable:
+        """Return a table of the points and lengths."""
+        return LandmarkTable(self.names, self.lengths)
 
-    def _start(self, engine: Evaluator) -> None:
-        self.table = LandmarkTable(self.names, self.lengths)
+    def row(self, source: Mapping[str, Any], item: Mapping[str, Any]) -> LandmarkCase:
+        """Return the predicted points of a case and the true ones."""
+        return LandmarkCase(item["points"].numpy(), source["landmarks"].cpu().numpy(), item["confidence"].numpy())
 
-    def _collect(self, engine: Evaluator) -> None:
-        for source, item in zip(engine.state.batch, engine.state.output, strict=True):
-            case = source["case"]
-            points, truth = item["points"].numpy(), source["landmarks"].cpu().numpy()
-            self.table.add(case, LandmarkCase(points, truth, item["confidence"].numpy()))
-            if self.pictures > 0:
-                self.pictures -= 1
-                image: Any = LoadImage(image_only=True, ensure_channel_first=True)(
-                    item["image"].meta["filename_or_obj"]
-                )
-                path = self.folder / f"{case}_overlay.png"
-                landmark_overlay(image, points, self.names, self.lengths, path, case, truth)
-                logger.info("picture: %s", path)
+    def draw(self, source: Mapping[str, Any], item: Mapping[str, Any]) -> Figure:
+        """Draw the points over the image as it is stored."""
+        points, truth = item["points"].numpy(), source["landmarks"].cpu().numpy()
+        return landmark_figure(stored_image(item), points, self.names, self.lengths, self.title(source), truth)
 
-    def _write(self, engine: Evaluator) -> None:
-        summary, rates = self.table.write(self.folder), self.table.detection_rates()
+    def finish(self, engine: Evaluator) -> None:
+        """Write the tables, the predicted points (landmarks.csv) and the curves of detection rates (sdr.png)."""
+        summary = self.table.write(self.folder, self.note)
         if process_rank() == 0:
-            title = f"success detection rate, {summary.split(';', 1)[0]}"
-            logger.info("picture: %s", sdr_curve(rates, self.folder / "sdr.png", title))
+            cases = self.table.rows
+            points = {case: dict(zip(self.names, row.points, strict=True)) for case, row in cases.items()}
+            confidence = {case: dict(zip(self.names, row.confidence, strict=True)) for case, row in cases.items()}
+            write_table(self.folder / "landmarks.csv", points, "RAS", confidence)
+            title = f"success detection rate, {self.table.count}"
+            save_figure(sdr_figure(self.table.detection_rates(), title), self.folder / "sdr.png")
             logger.info("errors of %s\n%s", self.folder, summary)
 
 
 class LandmarkScanReport(ScanResults):
     """Write what was found in every new scan: points (CSV in RAS, .mrk.json in LPS), overlay, a row of biometry.csv.
 
-    Expects ``points`` and ``confidence`` of `DecodeLandmarksd` and batches with ``name``; attached to an evaluator.
+    Expects `points` and `confidence` of `DecodeLandmarksd` and batches with `name`; attached to an evaluator.
     A scan whose results cannot be written is recorded as failed; the others go on.
 
     Args:
@@ -105,18 +106,20 @@ class LandmarkScanReport(ScanResults):
         pictures: bool = True,
         min_confidence: float = 0.3,
         checkpoint: str | None = None,
-        overwrite: bool | str = False,
+        overwrite: bool = False,
     ) -> None:
         columns = [*(f"{length} (mm)" for length in lengths), "confidence", "check"]
-        super().__init__(loader, folder, BIOMETRY, columns, checkpoint, overwrite)
+        super().__init__(loader, folder, BIOMETRY, columns, checkpoint, overwrite, previews=pictures)
         self.names, self.lengths = list(names), dict(lengths)
         self.pictures, self.min_confidence = pictures, min_confidence
 
     def files(self, name: str) -> list[str]:
+        """Return the names of the two files of points, and of the preview."""
         endings = ["landmarks.csv", "landmarks.mrk.json", *(["preview.png"] if self.pictures else [])]
         return [f"{name}_{ending}" for ending in endings]
 
     def write(self, name: str, item: Mapping[str, Any]) -> list[str]:
+        """Write the files of a scan; return its lengths in mm, its lowest confidence and its unsure points."""
         points, confidence = item["points"].numpy(), item["confidence"].numpy()
         found = dict(zip(self.names, points, strict=True))
         sure = dict(zip(self.names, confidence.tolist(), strict=True))
@@ -130,14 +133,12 @@ class LandmarkScanReport(ScanResults):
         if doubtful:
             logger.warning("%s: look at %s: confidence below %g", name, ", ".join(doubtful), self.min_confidence)
         if self.pictures:
-            image: Any = LoadScand("image")(self.items[name])["image"]
-            picture = self.folder / f"{name}_preview.png"
-            landmark_overlay(image, points, self.names, self.lengths, picture, self.title(name))
-            logger.info("picture: %s", picture)
+            figure = landmark_figure(self.loaded, points, self.names, self.lengths, self.title(name))
+            save_figure(figure, self.folder / f"{name}_preview.png")
         return [*(f"{mm:.2f}" for mm in lengths.values()), f"{min(sure.values()):.3f}", " ".join(doubtful)]
 
 
-class LandmarkPicture:
+class LandmarkPicture(ValidationFigure):
     """Show the first validation case in TensorBoard, predicted and true points; attached to an evaluator.
 
     Args:
@@ -147,14 +148,10 @@ class LandmarkPicture:
     """
 
     def __init__(self, names: Sequence[str], lengths: Mapping[str, Sequence[str]], writer: Any = None) -> None:
-        self.names, self.lengths, self.writer = list(names), dict(lengths), writer
+        super().__init__(writer)
+        self.names, self.lengths = list(names), dict(lengths)
 
-    def attach(self, engine: Evaluator) -> None:
-        if self.writer is not None:
-            engine.add_event_handler(Events.ITERATION_COMPLETED(once=1), self)
-
-    def __call__(self, engine: Evaluator) -> None:
-        item, source = engine.state.output[0], engine.state.batch[0]
+    def draw(self, source: Mapping[str, Any], item: Mapping[str, Any]) -> Figure:
+        """Draw the points over the image as the network had it."""
         points, truth = item["points"].numpy(), source["landmarks"].cpu().numpy()
-        figure = landmark_figure(item["image"].cpu(), points, self.names, self.lengths, source["case"], truth)
-        self.writer.add_image("validation", figure_array(figure), engine.state.epoch, dataformats="HWC")
+        return landmark_figure(item["image"].cpu(), points, self.names, self.lengths, source["case"], truth)

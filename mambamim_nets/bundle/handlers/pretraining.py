@@ -1,6 +1,5 @@
 """What masked pre-training needs of a trainer: its batch, its loss, and pictures of reconstructions."""
 
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,13 +10,11 @@ from monai.engines import Trainer
 from torch import Tensor, nn
 
 from mambamim_nets.bundle.runtime import bare, process_rank
-from mambamim_nets.bundle.visualize.planes import figure_array
-from mambamim_nets.bundle.visualize.pretraining import reconstruction, reconstruction_figure
+from mambamim_nets.bundle.visualize.planes import log_figure, save_figure
+from mambamim_nets.bundle.visualize.pretraining import reconstruction_figure
 from mambamim_nets.masking import expand_visible
 
 __all__ = ["ReconstructionPictures", "mim_batch", "mim_loss"]
-
-logger = logging.getLogger("mambamim_nets")
 
 
 def mim_batch(
@@ -58,6 +55,7 @@ class ReconstructionPictures:
         self.target: Tensor | None = None
 
     def attach(self, engine: Trainer) -> None:
+        """Keep the first image of the run, and draw after epochs; in the first process only."""
         if process_rank() == 0:
             engine.add_event_handler(Events.ITERATION_COMPLETED, self._keep)
             engine.add_event_handler(Events.EPOCH_COMPLETED, self._draw)
@@ -86,8 +84,7 @@ class ReconstructionPictures:
         else:
             kept = expand_visible(output.visible, rebuilt.shape[2] // output.visible.shape[2])
         picture = self.target[:, 0], kept, rebuilt[:, 0]
-        path = reconstruction(*picture, self.folder / "reconstruction.png", title=f"epoch {epoch}", given=given)
-        logger.info("picture of a reconstruction: %s", path)
+        figure = reconstruction_figure(*picture, title=f"epoch {epoch}", given=given)
+        save_figure(figure, self.folder / "reconstruction.png")
         if self.writer is not None:
-            figure = reconstruction_figure(*picture, given=given)
-            self.writer.add_image("reconstruction", figure_array(figure), epoch, dataformats="HWC")
+            log_figure(self.writer, "reconstruction", reconstruction_figure(*picture, given=given), epoch)

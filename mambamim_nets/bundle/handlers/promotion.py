@@ -2,7 +2,6 @@
 
 import logging
 import os
-import shutil
 from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
@@ -11,9 +10,11 @@ from typing import Any
 from monai.engines import Evaluator
 from torch import nn
 
-from mambamim_nets.bundle.files import atomic_write, write_text
+from mambamim_nets.bundle.checkpoint_files import save
+from mambamim_nets.bundle.files import write_text
 from mambamim_nets.bundle.handlers.segmentation import CaseReport
 from mambamim_nets.bundle.weights import trained_network
+from mambamim_nets.checkpoint import half_precision, read_state
 
 __all__ = ["promote"]
 
@@ -30,21 +31,22 @@ def promote(
 ) -> bool:
     """Evaluate both weights on the same cases; install the candidate if its mean Dice is higher.
 
-    The weights that were there are kept beside it, as ``model_until_<date>.pt`` with their note.
+    It is stored in half precision, as all shipped weights are. The weights that were there are kept beside it, as
+    `model_until_<date>.pt` with their note.
 
     Args:
-        evaluator: with ``report`` attached; it evaluates ``network``.
+        evaluator: with `report` attached; it evaluates `network`.
         network: takes the weights of both in turn.
         report: whose mean Dice decides.
         candidate: path of the trained weights.
         shipped: path of the bundle's own weights; need not exist.
-        record: what both must be, as in ``load_weights``.
+        record: what both must be, as in `load_weights`.
 
     Returns:
         Whether the candidate was installed.
 
     Raises:
-        FileNotFoundError, ValueError: as ``load_weights``, before anything is changed.
+        FileNotFoundError, ValueError: as `load_weights`, before anything is changed.
     """
     new, old = Path(candidate), Path(shipped)
     scores = {}
@@ -60,7 +62,7 @@ def promote(
         for path in (old, old.with_suffix(".txt")):
             if path.is_file():
                 os.replace(path, _unused(path))
-    atomic_write(old, lambda part: shutil.copyfile(new, part))
+    save(old, half_precision(read_state(new)))
     note = f"These weights were installed from {new} on {date.today()}, mean Dice {scores[new]:.4f} when evaluated. "
     note += "They are for research only and not for diagnosis or treatment.\n"
     write_text(old.with_suffix(".txt"), note)

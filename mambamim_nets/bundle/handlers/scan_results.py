@@ -14,21 +14,22 @@ from pathlib import Path
 from typing import Any
 
 from ignite.engine import Events
+from monai.data import MetaTensor
 from monai.engines import Evaluator
 
 from mambamim_nets import __version__
-from mambamim_nets.bundle.config import flag
 from mambamim_nets.bundle.files import only_run, release, remove_leftovers, write_csv
 from mambamim_nets.bundle.handlers.identity import run_settings
 from mambamim_nets.bundle.inference.scan_lists import source_files
 from mambamim_nets.bundle.inference.scan_loader import ScanLoader
+from mambamim_nets.bundle.weights import weights_caption, weights_note
 
 __all__ = ["ScanResults"]
 
 logger = logging.getLogger("mambamim_nets")
 # options that a result does not depend on; on the weights it does by their content, on files as each scan has them
-NOT_OF_RESULTS = {"checkpoint", "input", "max_gib", "overwrite", "previews", "shipped", "source"}
-ADDED = ("warnings", "made from")  # columns after those of the task; tables of earlier versions lack them
+NOT_OF_RESULTS = {"checkpoint", "force", "input", "max_gib", "overwrite", "previews", "shipped", "source"}
+ADDED = ("warnings", "weights", "made from")  # columns after those of the task; tables of earlier versions lack some
 
 
 class ScanResults:
@@ -43,9 +44,11 @@ class ScanResults:
         loader: of the scans; its data set's items say where they came from, and what is doubtful about them.
         folder: where files go.
         table: name of the table in it, .csv.
-        columns: of the table between the first, "scan", and the last, "warnings" and "made from".
+        columns: of the table between the first, "scan", and the last, "warnings", "weights" (the note beside them) and
+            "made from".
         checkpoint: file of the weights.
         overwrite: do again what an earlier run has done.
+        previews: whether the report draws scans as they were loaded, and the loader has to keep them.
 
     Raises:
         ValueError: if the folder's table has other columns.
@@ -58,17 +61,21 @@ class ScanResults:
         table: str,
         columns: Sequence[str],
         checkpoint: str | None = None,
-        overwrite: bool | str = False,
+        overwrite: bool = False,
+        previews: bool = False,
     ) -> None:
         self.loader, self.folder, self.columns = loader, Path(folder), ["scan", *columns, *ADDED]
         self.table = self.folder / table
-        self.checkpoint, self.overwrite = checkpoint, flag(overwrite, "overwrite")
+        self.checkpoint, self.overwrite = checkpoint, overwrite
+        self.note = weights_note(checkpoint)
+        loader.keep_loaded = previews
         self.items = {item["name"]: item for item in loader.dataset.data}
         self.rows = self._earlier_rows()
         self.made_from: dict[str, str] = {}
         self.noticed: dict[str, list[str]] = {}
 
     def attach(self, engine: Evaluator) -> None:
+        """Register the handlers of a run with its evaluator."""
         engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
         engine.add_event_handler(Events.COMPLETED, self._complete)
@@ -106,12 +113,20 @@ class ScanResults:
         if self.rows.pop(name, None):
             self._write_table()
         values = self.write(name, item)
-        self.rows[name] = [name, *values, self.warnings(name), self.made_from.get(name, "")]
+        self.rows[name] = [name, *values, self.warnings(name), self.note, self.made_from.get(name, "")]
         self._write_table()
+
+    @property
+    def loaded(self) -> MetaTensor:
+        """First channel (1, D, H, W) of the current scan, as it was loaded; for previews."""
+        if self.loader.loaded is None:
+            raise RuntimeError("the loader keeps no scan: give the report previews=True")
+        return self.loader.loaded
 
     def title(self, name: str, text: str = "") -> str:
         """Return the title of a scan's picture, its name by default, with what is doubtful on a second line."""
-        return "\n".join(line for line in (text or name, self.warnings(name)) if line)
+        doubts = "; ".join(part for part in (weights_caption(self.note), self.warnings(name)) if part)
+        return "\n".join(line for line in (text or name, doubts) if line)
 
     # --- the run ----------------------------------------------------------------------------------
 
@@ -153,8 +168,10 @@ class ScanResults:
             return {}
         with self.table.open(newline="", encoding="utf-8") as file:
             rows = list(csv.reader(file))
-        if rows and rows[0] == self.columns[: -len(ADDED)]:  # of an earlier version: its scans are done again
-            rows = [rows[0] + list(ADDED), *([*row, *[""] * len(ADDED)] for row in rows[1:])]
+        if rows and rows[0] == [name for name in self.columns if name not in ADDED or name in rows[0]]:
+            # of an earlier version, where it lacks some: its scans are done again
+            held = [dict(zip(rows[0], row, strict=False)) for row in rows[1:] if row]
+            rows = [self.columns, *([row.get(name, "") for name in self.columns] for row in held)]
         if not rows or rows[0] != self.columns:
             raise ValueError(
                 f"{self.table} has the columns {rows[0] if rows else []}, which must be this task's {self.columns};"

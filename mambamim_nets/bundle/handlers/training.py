@@ -12,9 +12,9 @@ from monai.engines.utils import IterationEvents
 from torch import Tensor, nn
 
 from mambamim_nets.bundle.checkpoint_files import LAST
-from mambamim_nets.bundle.runtime import epoch_seed, interactive, process_rank, seed_epoch
+from mambamim_nets.bundle.runtime import epoch_seed, interactive, process_rank, reuse_memory, seed_epoch
 
-__all__ = ["ClipGradients", "EpochSeed", "Progress", "StopOnNan"]
+__all__ = ["ClipGradients", "EpochSeed", "Progress", "ReuseMemory", "StopOnNan"]
 
 
 class EpochSeed:
@@ -24,15 +24,25 @@ class EpochSeed:
         self.seed = seed
 
     def attach(self, engine: Trainer) -> None:
+        """Seed at the start of every epoch of an engine."""
         engine.add_event_handler(Events.EPOCH_STARTED, self)
 
     def __call__(self, engine: Trainer) -> None:
+        """Seed generators, sampler and data set of an engine for the epoch that begins."""
         seed = epoch_seed(self.seed, engine.state.epoch, process_rank())
         seed_epoch(seed)
         loader: Any = engine.data_loader
         if hasattr(loader.sampler, "set_epoch"):
             loader.sampler.set_epoch(engine.state.epoch)
         set_rnd(loader.dataset, seed)
+
+
+class ReuseMemory:
+    """Keep freed memory for the next step while an engine runs; see ``reuse_memory``."""
+
+    def attach(self, engine: Engine) -> None:
+        """Let it begin when the engine starts."""
+        engine.add_event_handler(Events.STARTED, reuse_memory)
 
 
 class ClipGradients:
@@ -52,9 +62,11 @@ class ClipGradients:
         self.network, self.max_norm = network, max_norm
 
     def attach(self, engine: Trainer) -> None:
+        """Clip after every backward pass of an engine."""
         engine.add_event_handler(IterationEvents.BACKWARD_COMPLETED, self)
 
     def __call__(self, engine: Trainer) -> None:
+        """Clip the gradients; raises FloatingPointError if their norm is not finite."""
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.max_norm)
         if not torch.isfinite(norm):
             raise FloatingPointError(_not_finite("gradient norm", norm, engine))
@@ -64,9 +76,11 @@ class StopOnNan:
     """Stop before the optimiser takes a step on a loss that is not finite."""
 
     def attach(self, engine: Trainer) -> None:
+        """Look at every loss of an engine."""
         engine.add_event_handler(IterationEvents.LOSS_COMPLETED, self)
 
     def __call__(self, engine: Trainer) -> None:
+        """Raise FloatingPointError if the loss is not finite."""
         loss = engine.state.output["loss"]
         if not torch.isfinite(loss).all():
             raise FloatingPointError(_not_finite("loss", loss, engine))
@@ -86,6 +100,7 @@ class Progress:
         self.description = description
 
     def attach(self, engine: Engine) -> None:
+        """Draw the bar of an engine, where there is a terminal."""
         if interactive():
             bar = ProgressBar(persist=False, desc=self.description)
             bar.attach(engine, output_transform=_loss_of)

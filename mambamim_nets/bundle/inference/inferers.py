@@ -1,8 +1,9 @@
-"""How networks are called: bfloat16, inference mode, mirroring, results that must be finite, and windows of air.
+"""How networks are called: bfloat16, inference mode, mirroring, results that must be finite, and empty windows.
 
-A sliding window over a body scan meets windows that hold nothing but air. At the lowest intensity everywhere they tell
-a network nothing, so they get the logits of background instead, and a label map is background in every voxel of such a
-window, also where others overlap it. Voxels outside of these windows are not touched.
+A sliding window over a scan meets windows that hold nothing but air or the black around a brain, which is exactly 0
+once intensities are scaled. They tell a network nothing, so they get the logits of background instead, and a label map
+is background in every voxel of such a window, also where others overlap it. Voxels outside of these windows are not
+touched.
 """
 
 import logging
@@ -18,7 +19,6 @@ from monai.networks import trt_compile
 from monai.networks.trt_compiler import polygraphy_imported, trt_imported
 from torch import Tensor, nn
 
-from mambamim_nets.bundle.config import flag
 from mambamim_nets.nets.hymamba import HyMamba
 from mambamim_nets.nets.mamba_unetr import VisionMamba
 from mambamim_nets.pretraining.voco import VoCo
@@ -38,13 +38,13 @@ def bfloat16_is_fast(device: torch.device | str) -> bool:
         return torch.cuda.get_device_capability(device) >= (8, 0)
     if device.type != "cpu":
         return False
-    # torch has no public question for this; a version without these names is taken for a CPU without the instructions
-    asked = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return any(getattr(torch.cpu, name, lambda: False)() for name in asked)
+    # torch has no public function for this; where these names are missing, the CPU is taken to lack the instructions
+    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, name, lambda: False)() for name in names)
 
 
 def _miscomputed(inputs: Tensor, network: Callable) -> bool:
-    """Whether training on a batch (B, C, D, H, W) may meet a map that is 2 voxels deep, on the CPU.
+    """Return whether training on a batch (B, C, D, H, W) may meet a map that is 2 voxels deep, on the CPU.
 
     There oneDNN's bfloat16 weight gradients of 3^3 convolutions read memory that was never written (torch 2.13). Our
     hybrids convolve down to stride 8, from where on they have tokens; other networks down to 32.
@@ -60,15 +60,16 @@ class AutocastInferer(Inferer):
     """Run another inferer under bfloat16 autocast on any device; outputs come back in float32.
 
     Where gradients are off, the network runs in inference mode; what comes back are ordinary tensors, and every one of
-    them is finite: NaN would become background in a label map without a word. In training the loss is watched instead.
+    them is finite: NaN would become background in a label map, and nobody would notice. In training the loss is watched
+    instead.
 
     Args:
         inferer: what calls the network.
         amp: False leaves everything in float32.
         mirror_axes: test-time mirroring: average the outputs over all combinations of flips of these spatial axes.
             Only for axes that training mirrored too; n axes cost 2^n times the time.
-        air: logits (out_channels) of windows without a voxel above 0, which the network then never sees, such as
-            ``Targets.background``; None: the network sees every window.
+        air: logits (out_channels) of windows in which every voxel is 0, which the network then never sees, such as
+            `Targets.background`; None: the network sees every window.
         report: log how many windows were computed and skipped, and how fast.
 
     Raises:
@@ -79,7 +80,7 @@ class AutocastInferer(Inferer):
     def __init__(
         self,
         inferer: Inferer,
-        amp: bool | str = False,
+        amp: bool = False,
         mirror_axes: Sequence[int] = (),
         air: Sequence[float] | None = None,
         report: bool = False,
@@ -88,11 +89,12 @@ class AutocastInferer(Inferer):
         if not set(mirror_axes) <= {0, 1, 2}:
             raise ValueError(f"mirror_axes {list(mirror_axes)} must be among 0, 1 and 2")
         axes = sorted({axis + 2 for axis in mirror_axes})
-        self.inferer, self.amp, self.air, self.report = inferer, flag(amp, "amp"), air, report
+        self.inferer, self.amp, self.air, self.report = inferer, amp, air, report
         self.warned = False
         self.flips = [flip for n in range(len(axes) + 1) for flip in combinations(axes, n)]
 
     def __call__(self, inputs: Tensor, network: Callable, *args: Any, **kwargs: Any) -> Any:
+        """Return the float32 logits (B, out_channels, D, H, W) of inputs (B, C, D, H, W)."""
         amp = self.amp and not _miscomputed(inputs, network)
         windows, started = _Windows(network, self.air, amp), time.perf_counter()
         if amp != self.amp and not self.warned:
@@ -124,7 +126,7 @@ class _Windows:
     def __call__(self, windows: Tensor, *args: Any, **kwargs: Any) -> Any:
         if self.air is None:
             return self._call(windows, *args, **kwargs)
-        kept = ~(windows <= 0).flatten(1).all(1)  # NaN is not air
+        kept = (windows != 0).flatten(1).any(1)  # NaN is not air
         if kept.all():
             return self._call(windows, *args, **kwargs)
         logits = torch.tensor(self.air, dtype=torch.float32, device=windows.device).view(1, -1, 1, 1, 1)
@@ -178,9 +180,9 @@ class _Windows:
 def tensorrt(
     network: nn.Module, checkpoint: str, roi_size: Sequence[int], device: torch.device | str, args: Mapping[str, Any]
 ) -> nn.Module:
-    """Hand a network to MONAI's ``trt_compile``, which builds a TensorRT engine on its first call and keeps it.
+    """Hand a network to MONAI's `trt_compile`, which builds a TensorRT engine on its first call and keeps it.
 
-    The engine takes one window at a time, and lies beside the weights as ``<checkpoint>.<window>.plan``; weights newer
+    The engine takes one window at a time, and lies beside the weights as `<checkpoint>.<window>.plan`; weights newer
     than it have it built anew.
 
     Args:
@@ -188,7 +190,7 @@ def tensorrt(
         checkpoint: path of these weights.
         roi_size: of the windows.
         device: of the network.
-        args: of MONAI's ``TrtCompiler``.
+        args: of MONAI's `TrtCompiler`.
 
     Raises:
         RuntimeError: without an NVIDIA GPU, tensorrt or polygraphy, where MONAI would warn and run without them.

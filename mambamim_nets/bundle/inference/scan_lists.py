@@ -1,9 +1,9 @@
 """List new scans, and check them.
 
 A scan is one image to segment: a file, a DICOM series, or for tasks of several channels a set of files, one for each. A
-scan that is broken, incomplete or irregular keeps its place in the list with an "error"; the others are segmented. What
-is doubtful about a scan that can be segmented are its "warnings"; the log, its row in the report and its preview show
-them.
+scan that is broken, incomplete or irregular keeps its place in the list with an "error"; the others are segmented. A
+scan that can be segmented, but should be looked at, has "warnings", which the log, its row in the report and its
+preview show. How files of a format are read is in `mambamim_nets.bundle.io.scan_formats`.
 """
 
 from __future__ import annotations
@@ -19,19 +19,17 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 from tqdm import tqdm
 
 from mambamim_nets.bundle.data.inspection import Volume, image_problems, inspect_image
 from mambamim_nets.bundle.data.memory import ScanMemory
 from mambamim_nets.bundle.errors import first_line
-from mambamim_nets.bundle.files import some, stem
-from mambamim_nets.bundle.io.dicom_series import series_files, series_of
-from mambamim_nets.bundle.io.dicom_slices import is_dicom
-from mambamim_nets.bundle.io.headers import assumed, checked_axes, read_header
+from mambamim_nets.bundle.files import first_lines, some, stem
+from mambamim_nets.bundle.io.dicom_series import Series, series_of
+from mambamim_nets.bundle.io.headers import assumed, checked_axes
 from mambamim_nets.bundle.io.modalities import channel_of, modality_of
-from mambamim_nets.bundle.io.reader import ENDINGS, NIBABEL, read_scan, scan_header
+from mambamim_nets.bundle.io.scan_formats import ENDINGS, NIBABEL, format_of, read_header, read_scan, scan_header
 
 __all__ = ["scans", "source_files"]
 
@@ -70,13 +68,13 @@ def scans(
 
     Returns:
         One dict per scan, sorted by name: "image" (file, list of files in channel order, or folder of a DICOM series),
-        "name" (of its results, unique), "series" (UID of a DICOM series, else ""); and only where there is cause:
-        "error" (why it cannot be segmented), "warnings" (what is doubtful about it), "axes" (those assumed of it).
+        "name" (of its results, unique), "series" (a DICOM `Series`, else None); and only where there is cause: "error"
+        (why it cannot be segmented), "warnings" (what is doubtful about it), "axes" (those assumed of it).
 
     Raises:
         FileNotFoundError: the path does not exist or holds no scan.
         ValueError: not one scan is sound, two results would share a name, a result would replace a file of the input,
-            DICOM is given for several channels, or ``assume_axes`` names none.
+            DICOM is given for several channels, or `assume_axes` names none.
     """
     axes = checked_axes(assume_axes)
     items, ignored = _find(Path(path).expanduser(), list(channels), postfix)
@@ -90,18 +88,16 @@ def scans(
             pass
     bad = [f"{item['name']}: {item['error']}" for item in items if "error" in item]
     if len(bad) == len(items):
-        raise ValueError(f"0 of {len(items)} scans from {path} can be segmented; repair or replace them:\n" + _few(bad))
+        raise ValueError(
+            f"0 of {len(items)} scans from {path} can be segmented; repair or replace them:\n" + first_lines(bad)
+        )
     for item in items:
         for warning in item.get("warnings", []) if "error" not in item else []:
             logger.warning("%s: %s", item["name"], warning)
     if bad:
-        logger.warning("%d of %d scans cannot be segmented:\n%s", len(bad), len(items), _few(bad))
+        logger.warning("%d of %d scans cannot be segmented:\n%s", len(bad), len(items), first_lines(bad))
     logger.info("%d scan(s) from %s, results to %s", len(items) - len(bad), path, output_dir)
     return items
-
-
-def _few(lines: Sequence[str], most: int = 20) -> str:
-    return "\n".join(lines[:most]) + (f"\n... and {len(lines) - most} more" if len(lines) > most else "")
 
 
 def _refuse_collisions(
@@ -125,7 +121,7 @@ def _refuse_collisions(
 
 def source_files(item: Mapping[str, Any]) -> list[str]:
     """Return the files that an item of `scans` is read from, those of a DICOM series in the order of its slices."""
-    return series_files(item["image"], item["series"]) if item["series"] else _files(item)
+    return item["series"].files if item["series"] else _files(item)
 
 
 def _files(item: Mapping[str, Any]) -> list[str]:
@@ -135,12 +131,12 @@ def _files(item: Mapping[str, Any]) -> list[str]:
 # --- finding scans --------------------------------------------------------------------------------
 
 
-def _item(image: str | list[str], name: str, series: str = "", error: str = "", warnings: Sequence[str] = ()) -> Item:
+def _item(image: str | list[str], name: str, error: str = "", series: Series | None = None) -> Item:
     item: Item = {"image": image, "name": name, "series": series}
     if error:
         item["error"] = error
-    if warnings:
-        item["warnings"] = list(warnings)
+    if series is not None and series.warnings:
+        item["warnings"] = list(series.warnings)
     return item
 
 
@@ -181,7 +177,7 @@ def _in_folder(folder: Path, channels: list[str], postfix: str) -> tuple[list[It
             items += more
             ignored += segmentations
     if left_out:
-        logger.info("left out, no volumes:\n%s", _few(left_out))
+        logger.info("left out, no volumes:\n%s", first_lines(left_out))
     if not items:
         reasons = "; left out: " + "; ".join(left_out[:5]) if left_out else ""
         raise FileNotFoundError(
@@ -205,11 +201,12 @@ def _of_file(file: Path, channels: list[str], postfix: str) -> list[Item]:
         if case is None:
             return [_item(str(file), stem(file, ENDINGS))]
         return _by_case([other for other in _volumes(file.parent) if _case_of(other, case) == case], channels, "")[0]
-    if not is_dicom(file):
-        raise FileNotFoundError(f"input {file} is no scan: none of {', '.join(ENDINGS)}, and no DICOM file")
-    items = _of_dicom(file, file.stem, channels, [])
-    if not items:
+    left_out: list[str] = []
+    items = _of_dicom(file, file.stem, channels, left_out)
+    if left_out and not items:
         raise ValueError(f"input {file} is a single DICOM slice or no image; give the folder of its series")
+    if not items:
+        raise FileNotFoundError(f"input {file} is no scan: none of {', '.join(ENDINGS)}, and no DICOM file")
     return items
 
 
@@ -222,12 +219,12 @@ def _of_dicom(path: Path, name: str, channels: list[str], left_out: list[str]) -
             " one grid and name them case_0000.nii.gz, case_0001.nii.gz, ..."
         )
     numbers = [series.number for series in found]
-    told = None not in numbers and len(set(numbers)) == len(numbers)
+    distinct = None not in numbers and len(set(numbers)) == len(numbers)
     items = []
     for place, series in enumerate(found, start=1):
         image = series.files[0] if len(series.files) == 1 else str(path)
-        suffix = f"_{series.number if told else place}" if len(found) > 1 else ""
-        items.append(_item(image, f"{name or 'scan'}{suffix}", series.uid, series.error, series.warnings))
+        suffix = f"_{series.number if distinct else place}" if len(found) > 1 else ""
+        items.append(_item(image, f"{name or 'scan'}{suffix}", series.error, series))
     return items
 
 
@@ -249,9 +246,9 @@ def _channel_of_file(file: Path) -> tuple[str, str, str] | None:
 
 
 def _has_channels(file: Path) -> bool:
-    """Whether a file's header says that it holds several channels itself, whatever its name."""
+    """Return whether a file holds several channels by its header, whatever its name."""
     try:
-        return file.name.endswith(NIBABEL) and len(nib.load(file).shape) > 3  # type: ignore[attr-defined]
+        return format_of(file.name) is NIBABEL and len(read_header(file).shape) > 3
     except Exception:  # a broken header is found, and named, by the check
         return False
 
@@ -274,13 +271,13 @@ def _by_case(files: Sequence[Path], channels: list[str], postfix: str) -> tuple[
         numbered = [f"{number:04d}" for number in range(len(channels))]
         wanted = numbered if kind == "number" else [channel_of(channel) for channel in channels]
         missing = [name for name in wanted if name not in found]
-        twins = [name for name in found if len(found[name]) > 1]
+        double = [name for name in found if len(found[name]) > 1]
         unused = sorted(set(found) - set(wanted))
         error = ""
         if missing:
             error = f"no file for {missing}, only for {sorted(found)}: add one file for each of {wanted}"
-        elif twins:
-            error = f"several files for {twins}: keep one for each of {wanted}"
+        elif double:
+            error = f"several files for {double}: keep one for each of {wanted}"
         elif unused and kind == "number":
             error = f"files {unused} too many for the channels {channels}: give the task's channels only"
         elif unused:
@@ -316,10 +313,10 @@ def _findings(item: Item, in_channels: int, axes: str | None, memory: ScanMemory
 
     A rule that compares a scan with what its weights know, by their record, would have its place among these.
     """
-    image, paths = item["image"], _files(item)
-    nifti = all(path.endswith(NIBABEL) and not os.path.isdir(path) for path in paths)
-    headers = [] if nifti else [scan_header(image, item["series"])]
-    if nifti:
+    image, series, paths = item["image"], item["series"], _files(item)
+    by_nibabel = series is None and all(format_of(path) is NIBABEL for path in paths)
+    headers = [] if by_nibabel else [scan_header(image, series)]
+    if by_nibabel:
         for path in paths:
             with contextlib.suppress(Exception):  # named when its voxels are read
                 headers.append(read_header(path))
@@ -328,14 +325,14 @@ def _findings(item: Item, in_channels: int, axes: str | None, memory: ScanMemory
         if refusal:
             return refusal, [], True
     oriented = all(header.oriented for header in headers)
-    if nifti:
+    if by_nibabel:
         _, problems, warnings, _ = inspect_image(image, in_channels, axes)
         return "; ".join(problems), warnings, oriented
     header, path = headers[0], paths[0]
     if header.problems:
         return f"{path}: {'; '.join(header.problems)}", [], True
-    if not path.endswith(ENDINGS) or os.path.isdir(path):
-        return "", [], True  # the series' headers have been read
+    if series is not None:
+        return "", [], True  # the headers of all slices have been read
     scan = read_scan(image, axes=axes)
     data = scan.numpy()
     volume = Volume(data[0] if data.shape[0] == 1 else np.moveaxis(data, 0, -1), np.asarray(scan.affine))

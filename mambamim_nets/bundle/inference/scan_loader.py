@@ -1,4 +1,4 @@
-"""Load new scans one by one, and go on when one of them fails; its name and the reason are said at the end."""
+"""Load new scans one by one, and go on when one of them fails; the run ends with its name and the reason."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from monai.data import Dataset, list_data_collate
+from monai.data import Dataset, MetaTensor, list_data_collate
 from tqdm import tqdm
 
 from mambamim_nets.bundle.errors import first_line
@@ -16,6 +16,7 @@ from mambamim_nets.bundle.files import some
 __all__ = ["OneByOne", "ScanLoader", "finish", "named_failures"]
 
 logger = logging.getLogger("mambamim_nets")
+NOT_BATCHED = frozenset({"loaded", "series", "warnings"})  # keys of an item that no network needs
 
 
 class ScanLoader:
@@ -31,6 +32,8 @@ class ScanLoader:
         failures: reason by scan name.
         incomplete: by scan name, what is missing of the results of a scan that is done otherwise.
         finished: names of scans to leave out, since an earlier run did them.
+        keep_loaded: whether `loaded` is wanted, by a report that draws previews.
+        loaded: first channel (1, D, H, W) of the current scan as `LoadScand` read it, on the scan's own grid.
     """
 
     def __init__(self, dataset: Dataset) -> None:
@@ -38,14 +41,18 @@ class ScanLoader:
         self.failures: dict[str, str] = {}
         self.incomplete: dict[str, str] = {}
         self.finished: frozenset[str] = frozenset()
+        self.keep_loaded = False
+        self.loaded: MetaTensor | None = None
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Yield a batch of one for each scan that can be loaded."""
         self.failures, self.incomplete = {}, {}
         for index in tqdm(range(len(self.dataset)), desc="scans", unit="scan", disable=None):
             batch = self._load(index)
             if batch is not None:
                 yield batch
             del batch  # or two scans would be in memory while the next is loaded
+            self.loaded = None
 
     def _load(self, index: int) -> dict[str, Any] | None:
         item: Any = self.dataset.data[index]
@@ -56,7 +63,11 @@ class ScanLoader:
             return None
         try:
             sample: Any = self.dataset[index]
-            return list_data_collate([{key: value for key, value in sample.items() if key != "warnings"}])
+            if self.keep_loaded:
+                self.loaded = sample["loaded"]
+            if "warnings" in sample:  # those of transforms too
+                item["warnings"] = sample["warnings"]
+            return list_data_collate([{key: value for key, value in sample.items() if key not in NOT_BATCHED}])
         except Exception as error:  # whatever one broken scan raises must not stop the others
             self.fail(item["name"], error)
             return None
@@ -76,15 +87,15 @@ def _why(error: Exception) -> str:
         detail = text.removeprefix("MemoryError").lstrip(": ").partition(". ")[0].rstrip(".")
         text = (
             f"memory ran out{f' ({detail})' if detail else ''}: crop the scan, lower --sw_batch_size, or use a machine"
+            " with more memory"
         )
-        text += " with more memory"
     return text
 
 
 class OneByOne:
     """Run each iteration of an evaluator over scans; one that fails is recorded by its name, and the next one follows.
 
-    The ``iteration_update`` of an evaluator whose data loader is a `ScanLoader`: what the network, the inferer and the
+    The `iteration_update` of an evaluator whose data loader is a `ScanLoader`: what the network, the inferer and the
     postprocessing raise, memory that runs out too, ends the work on this scan alone.
 
     Args:
@@ -95,6 +106,7 @@ class OneByOne:
         self.loader = loader
 
     def __call__(self, engine: Any, batch: dict[str, Any]) -> Any:
+        """Run one iteration; return its output, or an empty list for a scan that failed."""
         name = batch["name"][0]
         try:
             return engine._iteration(engine, batch)
@@ -107,7 +119,9 @@ class OneByOne:
 
 
 def named_failures(engine: Any, batch: dict[str, Any]) -> Any:
-    """Run an iteration of an evaluator; what fails is named: the ``iteration_update`` of evaluation and validation.
+    """Run an iteration of an evaluator, and name the cases of its batch if it fails.
+
+    It is the `iteration_update` of evaluation and validation.
 
     Raises:
         RuntimeError: from whatever the iteration raised, with the names of the cases of its batch.
@@ -120,10 +134,10 @@ def named_failures(engine: Any, batch: dict[str, Any]) -> Any:
 
 
 def finish(loader: ScanLoader) -> None:
-    """Say how many scans are done.
+    """Log how many scans are done, and end the program with an error if that is not all.
 
     Raises:
-        SystemExit: some were not, or lack a result; its message names them and the reasons, the exit status is 1.
+        SystemExit: some failed, or lack a result; its message names them and the reasons, the exit status is 1.
     """
     total = len(loader.dataset)
     logger.info("%d of %d scans done", total - len(loader.failures), total)

@@ -1,29 +1,35 @@
 """Write a label map as DICOM-SEG beside the series it was made from.
 
 The label map is mapped onto the series' own slices by permuting and flipping its axes, never by resampling, and each
-stored frame refers to its slice.
+stored frame refers to its slice. highdicom gets the label map as an array and not as its `Volume`, whose frames would
+lie on an even grid: so each frame has the very position of its slice, also where slices lie unevenly within the
+tolerance.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import nibabel as nib
 import numpy as np
+from nibabel.orientations import inv_ornt_aff
 
 from mambamim_nets.bundle.files import atomic_write
-from mambamim_nets.bundle.io.dicom_series import series_geometry
-from mambamim_nets.bundle.io.dicom_slices import INSTALL, instance_of, made_uid, open_header
+from mambamim_nets.bundle.io.dicom_files import INSTALL, made_uid
+from mambamim_nets.bundle.io.dicom_series import Series
+from mambamim_nets.bundle.io.headers import corners_apart
 
 __all__ = ["SegmentCode", "segment_codes", "write_dicom_seg"]
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("mambamim_nets")
 
-GRID_TOLERANCE = 0.05  # of a voxel: how far a result's grid may lie off its series'
+GRID_TOLERANCE = 0.05  # of a voxel's smallest edge: how far a result's grid may lie off its series'
 PATIENT_AND_STUDY = (
     "PatientID",
     "PatientName",
@@ -36,7 +42,6 @@ PATIENT_AND_STUDY = (
 )
 ANATOMICAL_STRUCTURE = ("91723000", "SCT", "Anatomical Structure")
 TISSUE = ("85756007", "SCT", "Tissue")
-UIDS = ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
 TEXT_LENGTH = 64  # of DICOM's long string
 RESEARCH = " (research use only)"
 SERIES_NUMBER = 900
@@ -64,9 +69,9 @@ UNKNOWN = SegmentCode(ANATOMICAL_STRUCTURE, TISSUE)
 
 
 def segment_codes(metadata: str | os.PathLike[str], labels: Collection[str]) -> dict[str, SegmentCode]:
-    """Read the codes of labels from a bundle's metadata, where they stand beside ``label_def``.
+    """Read the codes of labels from a bundle's metadata, where they stand beside `label_def`.
 
-    They are ``segment_codes`` of ``network_data_format.post_processed_outputs.pred``: label name -> category, type and
+    They are `segment_codes` of `network_data_format.post_processed_outputs.pred`: label name -> category, type and
     perhaps modifiers and regions, each code a list of value, coding scheme and meaning.
 
     Args:
@@ -108,25 +113,27 @@ def _segment_code(entry: Any, name: str, path: Path) -> SegmentCode:
 def write_dicom_seg(
     label: np.ndarray,
     affine: np.ndarray,
-    files: Sequence[str],
+    series: Series,
     labels: Mapping[int, str],
     path: str | os.PathLike[str],
     description: str,
     codes: Mapping[str, SegmentCode] | None = None,
+    caption: str = "",
 ) -> Path:
     """Write a label map as a binary DICOM-SEG that refers to the slices it was made from.
 
-    Every class is a segment, in the order of ``labels``, also where the scan has none of it; only frames that hold
+    Every class is a segment, in the order of `labels`, also where the scan has none of it; only frames that hold
     something are stored, or all of them if none does.
 
     Args:
         label: (D, H, W) integers, on the series' grid with its axes in any order and direction.
         affine: (4, 4), RAS mm, of label.
-        files: the series' slices; see ``series.series_files``.
+        series: the series that the label map was made from.
         labels: label value -> class name; 0 is background.
         path: the file to write.
         description: SeriesDescription, to which "research use only" is added.
-        codes: class name -> what it is, see ``segment_codes``; a class without one is called tissue.
+        codes: class name -> what it is, see `segment_codes`; a class without one is called tissue.
+        caption: what the weights are, such as a demonstration, for the name of the algorithm.
 
     Returns:
         path.
@@ -152,14 +159,15 @@ def write_dicom_seg(
         raise ValueError(f"label values {unknown[:5]} must be 0 or among {sorted(numbers)}")
     lookup = np.zeros(max(numbers) + 1, dtype=np.uint16)
     lookup[list(numbers)] = list(numbers.values())
-    on_grid = _on_grid(np.asarray(label), np.asarray(affine, dtype=float), files)
-    algorithm = hd.AlgorithmIdentificationSequence("mambamim_nets", dictionary.DCM.ArtificialIntelligence, __version__)
+    on_grid = _on_grid(np.asarray(label), np.asarray(affine, dtype=float), series)
+    name = f"mambamim_nets, {caption}" if caption else "mambamim_nets"
+    algorithm = hd.AlgorithmIdentificationSequence(name, dictionary.DCM.ArtificialIntelligence, __version__)
     segments = [
         _segment(numbers[int(value)], name, (codes or {}).get(name, UNKNOWN), algorithm)
         for value, name in labels.items()
     ]
     segmentation = hd.seg.Segmentation(
-        source_images=_sources(files),
+        source_images=_sources(series),
         pixel_array=np.ascontiguousarray(lookup[on_grid].transpose(2, 1, 0)),  # frames, rows, columns
         segmentation_type="BINARY",
         omit_empty_frames=bool(on_grid.any()),
@@ -198,50 +206,53 @@ def _segment(number: int, name: str, code: SegmentCode, algorithm: Any) -> Any:
     return segment
 
 
-def _on_grid(label: np.ndarray, affine: np.ndarray, files: Sequence[str]) -> np.ndarray:
+def _on_grid(label: np.ndarray, affine: np.ndarray, series: Series) -> np.ndarray:
     """Return label with the axes (i, j, k) of a series: permuted and flipped, never resampled."""
-    wanted, shape = series_geometry(files)
-    between = np.linalg.inv(wanted) @ affine  # voxel of label -> voxel of the series
-    axes = np.abs(between[:3, :3]).argmax(axis=0)  # of the series, per axis of label
-    signs = np.sign(between[axes, range(3)])
-    if sorted(axes) != [0, 1, 2]:
-        raise ValueError(_off_grid(label, files, "its axes are turned"))
-    turned = np.flip(label, tuple(axis for axis in range(3) if signs[axis] < 0)).transpose(np.argsort(axes))
-    exact = np.zeros((3, 4))
-    exact[axes, range(3)] = signs
-    for axis in range(3):  # where label's first voxel lies if its grid is the series'
-        exact[axes[axis], 3] = label.shape[axis] - 1 if signs[axis] < 0 else 0
-    corners = np.array([(i, j, k, 1) for i in (0, 1) for j in (0, 1) for k in (0, 1)])
-    corners = corners * [*(n - 1 for n in label.shape), 1]
-    apart = float(np.abs(corners @ (between[:3] - exact).T).max())
-    if not apart <= GRID_TOLERANCE:
-        raise ValueError(_off_grid(label, files, f"corners lie {apart:.3g} voxels apart"))
-    if turned.shape != shape:
-        raise ValueError(_off_grid(label, files, f"the series has {shape} columns, rows and slices"))
+    wanted = np.asarray(series.affine)
+    turn = nib.io_orientation(np.linalg.inv(wanted) @ affine)
+    turned = nib.apply_orientation(label, turn)
+    lies = affine @ inv_ornt_aff(turn, label.shape)
+    apart = corners_apart(wanted, lies, turned.shape)
+    if turned.shape != series.shape or not apart <= GRID_TOLERANCE:
+        raise ValueError(
+            f"label of shape {label.shape} is not on the grid of the series of {series.files[0]} with {series.shape}"
+            f" columns, rows and slices (corners lie {apart:.3g} voxels apart); invert the transforms"
+        )
     return turned
 
 
-def _off_grid(label: np.ndarray, files: Sequence[str], why: str) -> str:
-    return f"label of shape {label.shape} is not on the grid of the series of {files[0]} ({why}); invert the transforms"
+def _sources(series: Series) -> list[Any]:
+    """Return headers of the slices that a result refers to, from what was read when the series was found.
 
+    The first has patient and study; the others have what highdicom compares and refers to. What de-identification
+    emptied is filled, the same for every slice.
+    """
+    from pydicom import Dataset
+    from pydicom.valuerep import DS
 
-def _sources(files: Sequence[str]) -> list[Any]:
-    """Read the slices a result refers to; what de-identification emptied is filled, the same for every slice."""
-    sources = [open_header(file) for file in files]
-    for source in sources:
-        source.SOPInstanceUID = instance_of(source)
-        source.SOPClassUID = source.get("SOPClassUID") or source.file_meta.get("MediaStorageSOPClassUID")
-        if not source.SOPInstanceUID or not source.SOPClassUID:
+    first = series.slices[0]
+    identifiers = {"StudyInstanceUID": first.study, "FrameOfReferenceUID": first.frame_of_reference}
+    made = {name: made_uid(name, first.instance) for name, value in identifiers.items() if not value}
+    if made or not first.uid:
+        missing = [*made, *([] if first.uid else ["SeriesInstanceUID"])]
+        logger.info("%s has no %s: made from its SOPInstanceUID", first.file, " and ".join(missing))
+    sources = []
+    for header in series.slices:
+        if not header.instance or not header.sop_class:
             raise ValueError(
-                f"{source.filename} has no SOPInstanceUID or SOPClassUID: no result can refer to it; restore its header"
+                f"{header.file} has no SOPInstanceUID or SOPClassUID: no result can refer to it; restore its header"
             )
-        for name in PATIENT_AND_STUDY:
-            if name not in source:
-                setattr(source, name, None)
-    missing = [name for name in UIDS if not sources[0].get(name)]
-    if missing:
-        logger.info("%s has no %s: made from its SOPInstanceUID", files[0], " and ".join(missing))
-    for name in missing:
-        for source in sources:
-            setattr(source, name, made_uid(name, str(sources[0].SOPInstanceUID)))
+        source = copy.deepcopy(series.dataset) if header is first else Dataset()
+        source.SOPInstanceUID, source.SOPClassUID = header.instance, header.sop_class
+        source.StudyInstanceUID = made.get("StudyInstanceUID", header.study)
+        source.SeriesInstanceUID = series.uid
+        source.FrameOfReferenceUID = made.get("FrameOfReferenceUID", header.frame_of_reference)
+        source.Rows, source.Columns = header.shape
+        if len(header.origins) == 1:
+            source.ImagePositionPatient = [DS(float(value), auto_format=True) for value in header.origins[0]]
+            source.ImageOrientationPatient = [DS(float(value), auto_format=True) for value in header.orientations[0]]
+        sources.append(source)
+    for name in PATIENT_AND_STUDY:
+        if name not in sources[0]:
+            setattr(sources[0], name, None)
     return sources

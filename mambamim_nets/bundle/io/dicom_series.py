@@ -1,12 +1,19 @@
-"""Find the DICOM image series of a folder and their geometry, from headers alone.
+"""Find the DICOM image series of a folder: their slices in order, their geometry, and what is wrong with them.
 
-Geometry is taken from the slices' own ImagePositionPatient and ImageOrientationPatient, never from SliceThickness,
-slice numbers or file names; files are recognised by content. A series whose slices do not form one regular grid is
-refused, since every affine would be wrong for some of its slices.
+A series is read twice: here the header of each slice, which `Series` keeps for whatever comes later, and the pixels in
+`scan_formats`. Geometry is taken from the slices' own ImagePositionPatient and ImageOrientationPatient, never from
+SliceThickness, slice numbers or file names. A series whose slices do not form one regular grid is refused, since every
+affine would be wrong for some of its slices.
 
 A slice that cannot be read must not vanish, since a series without its first or last slice is regular still. So a file
-that is DICOM by its content or its name, and cannot be read, fails the series it belongs to; and numbers in the headers
+that is DICOM by its content or its name, and cannot be read, fails the series it belongs to. Numbers in the headers
 that disagree with what was found are warnings.
+
+highdicom has a geometry of series too (`highdicom.spatial.get_volume_positions`, `highdicom.get_volume_from_series`).
+It is not used here: it answers yes or no, where a person needs to know which slices are missing or which position is
+taken twice; it knows neither unreadable slices nor series without a frame of reference; and it decodes by pydicom,
+which lacks JPEG Lossless without further packages, where ITK reads all that scanners write. On an even series both give
+the same volume; tests/bundle/io/test_dicom_series.py compares them.
 
 Glossary:
     origin: centre of a frame's first voxel, in LPS mm as DICOM states it; affines are in RAS mm.
@@ -20,53 +27,74 @@ import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 
 from mambamim_nets.bundle.files import some
-from mambamim_nets.bundle.io.dicom_slices import (
-    CutError,
-    Folder,
-    Header,
-    Unreadable,
-    made_uid,
-    read_folder,
-    read_header,
-)
+from mambamim_nets.bundle.io.dicom_files import Folder, SliceHeader, Unreadable, made_uid, read_folder
 
-__all__ = [
-    "Series",
-    "series_files",
-    "series_geometry",
-    "series_of",
-]
+__all__ = ["LPS_TO_RAS", "Series", "series_of"]
 
 GAP_TOLERANCE = 0.05  # of the median gap between slices
 SHIFT_TOLERANCE = 0.5  # of a pixel's edge: how far the last slice may lie off the first one's normal
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
-class Series(NamedTuple):
-    """Files of one image series, in the order of their slices.
+@dataclass(frozen=True, eq=False)
+class Series:
+    """One image series of a folder, from the headers of its slices.
 
-    Args:
+    Attributes:
         uid: SeriesInstanceUID; if de-identification emptied it, one made from the first slice's SOPInstanceUID.
-        number: SeriesNumber.
-        files: sorted along the normal; one file if it is multi-frame.
-        affine: of the voxels (i, j, k), RAS mm; None if the slices form no regular grid, or one cannot be read.
-        error: why not, else "".
+        slices: headers of its files, sorted along the normal; one if the file is multi-frame; none if none can be read.
+        affine: (4, 4) of the voxels (i, j, k), RAS mm; None if there is an error.
+        error: why the series cannot be read: its slices form no regular grid, or one is unreadable; else "".
         warnings: what in the headers says that slices may be missing.
+        dataset: the whole header of one of its files (a pydicom Dataset), with patient and study; None without slices.
     """
 
     uid: str
-    number: int | None
-    files: list[str]
+    slices: tuple[SliceHeader, ...]
     affine: np.ndarray | None
-    error: str
+    error: str = ""
     warnings: tuple[str, ...] = ()
+    dataset: Any = None
+
+    @property
+    def number(self) -> int | None:
+        """SeriesNumber, None without one."""
+        return self.slices[0].number if self.slices else None
+
+    @property
+    def files(self) -> list[str]:
+        """Paths of the files, in the order of the slices."""
+        return [header.file for header in self.slices]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Number of columns, rows and slices: the shape of the voxels (i, j, k)."""
+        rows, columns = self.slices[0].shape
+        return columns, rows, sum(len(header.origins) for header in self.slices)
+
+    def require_unchanged(self) -> None:
+        """Check that the files are those whose headers were read, by size and time of change.
+
+        Raises:
+            ValueError: the series has an error, or a file is another now.
+        """
+        if self.error:
+            raise ValueError(self.error)
+        for header in self.slices:
+            try:
+                at = os.stat(header.file)
+            except OSError as error:
+                raise ValueError(f"{header.file} cannot be read any more ({error.strerror}): start again") from error
+            if (at.st_size, at.st_mtime_ns) != header.state:
+                raise ValueError(f"{header.file} has changed since the series was listed: start again")
 
 
 def series_of(path: str | os.PathLike[str]) -> tuple[list[Series], list[str]]:
@@ -76,14 +104,13 @@ def series_of(path: str | os.PathLike[str]) -> tuple[list[Series], list[str]]:
         path: folder, not searched below, or one file.
 
     Returns:
-        Series with at least two slices, those without a regular grid and those with slices that cannot be read too;
-        and what was left out, for the log.
+        Series with at least two slices, also those with an error; and what was left out, for the log.
 
     Raises:
         ImportError: pydicom is not installed.
     """
     folder = read_folder(Path(path))
-    groups: defaultdict[str, list[Header]] = defaultdict(list)
+    groups: defaultdict[str, list[SliceHeader]] = defaultdict(list)
     left_out: defaultdict[tuple[str, str], int] = defaultdict(int)
     for header in folder.headers:
         groups[header.uid].append(header)
@@ -101,72 +128,36 @@ def series_of(path: str | os.PathLike[str]) -> tuple[list[Series], list[str]]:
             volumes.append(slices)
         elif slices:
             left_out[uid, "single slice"] += 1
-        for volume in volumes:
-            found.append(_series(uid, volume, headers, unreadable[uid]))
+        found += [_series(volume, headers, unreadable[uid]) for volume in volumes]
     if lost and not found:
-        files = [slice_.file for slice_ in lost]
-        found.append(Series("", None, files, None, _cannot_be_read(lost)))
+        found.append(Series("", (), None, _cannot_be_read(lost)))
     elif lost:
         note = f"of no series that is known, {_what(lost)}"
-        found = [series._replace(warnings=(*series.warnings, note)) for series in found]
+        found = [replace(series, warnings=(*series.warnings, note)) for series in found]
     lines = [f"{path}: {n} file(s) of {kind}, series {uid or 'without UID'}" for (uid, kind), n in left_out.items()]
     if folder.others:
         lines.append(f"{path}: {len(folder.others)} file(s) that are no DICOM: {some(folder.others)}")
     return sorted(found, key=lambda series: (series.number is None, series.number, series.uid, series.files)), lines
 
 
-def _series(uid: str, volume: list[Header], headers: list[Header], unreadable: list[Unreadable]) -> Series:
+def _series(volume: list[SliceHeader], headers: list[SliceHeader], unreadable: list[Unreadable]) -> Series:
     """Return the series of some slices, or of a multi-frame file, among all headers of its UID."""
-    ordered = _sorted_slices(volume)
+    slices = _sorted_slices(volume)
+    first = slices[0]
     affine, error = None, _cannot_be_read(unreadable)
     if not error:
         try:
-            affine = _affine(ordered)
+            affine = _affine(slices)
         except ValueError as refused:
             error = str(refused)
-    several = len(ordered[0].origins) > 1
     return Series(
-        uid or made_uid("SeriesInstanceUID", ordered[0].instance),
-        ordered[0].number,
-        [header.file for header in ordered],
+        first.uid or made_uid("SeriesInstanceUID", first.instance or first.file),
+        tuple(header._replace(dataset=None) for header in slices),
         affine,
         error,
-        () if several else tuple(_disagreements(ordered, headers)),
+        tuple(_disagreements(slices, headers)) if len(first.origins) == 1 else (),
+        next(header.dataset for header in slices if header.dataset is not None),
     )
-
-
-def series_files(folder: str, uid: str) -> list[str]:
-    """Return the files of a series, sorted along its normal.
-
-    Args:
-        folder: the series' folder, or its one multi-frame file.
-        uid: of `Series`.
-
-    Raises:
-        FileNotFoundError: there is no such series.
-    """
-    found = [series.files for series in series_of(folder)[0] if series.uid == uid]
-    if found:
-        return max(found, key=len)  # multi-frame files of the same series are series of their own, named by file
-    raise FileNotFoundError(f"{folder} holds no image series {uid} of two or more slices")
-
-
-def series_geometry(files: Sequence[str]) -> tuple[np.ndarray, tuple[int, int, int]]:
-    """Return affine (4, 4), RAS mm, and shape of the voxels (i, j, k) of a series' files in the given order.
-
-    Raises:
-        ImportError: pydicom is not installed.
-        ValueError: the slices form no regular grid.
-    """
-    headers = []
-    for file in files:
-        try:
-            headers.append(read_header(Path(file)))
-        except CutError as error:
-            raise ValueError(f"{file} cannot be read ({error}): copy or export the series again") from error
-    affine = _affine(headers)
-    rows, columns = headers[0].shape
-    return affine, (columns, rows, sum(len(header.origins) for header in headers))
 
 
 # --- slices that cannot be read -------------------------------------------------------------------
@@ -204,7 +195,7 @@ def _cannot_be_read(slices: Sequence[Unreadable]) -> str:
     if not slices:
         return ""
     return (
-        f"{_what(slices)}: every slice of a series must be readable; copy or export the series again, or take away a"
+        f"{_what(slices)}: every slice of a series must be readable; copy or export the series again, or remove a"
         " file that is no slice of it"
     )
 
@@ -217,8 +208,13 @@ def _what(slices: Sequence[Unreadable]) -> str:
 # --- numbers --------------------------------------------------------------------------------------
 
 
-def _disagreements(slices: Sequence[Header], headers: Sequence[Header]) -> list[str]:
-    """Return what the numbers in the slices' headers say against their being all; headers: all of their UID."""
+def _disagreements(slices: Sequence[SliceHeader], headers: Sequence[SliceHeader]) -> list[str]:
+    """Return which numbers in the headers say that slices are missing or doubled.
+
+    Args:
+        slices: of the series.
+        headers: all of its SeriesInstanceUID, localisers too, which InstanceNumber counts.
+    """
     found = []
     numbers = sorted({header.instance_number for header in headers if header.instance_number is not None})
     if numbers and numbers[0] > 1:
@@ -256,12 +252,20 @@ def _normal(orientation: np.ndarray) -> np.ndarray:
     return np.cross(orientation[:3], orientation[3:])
 
 
-def _sorted_slices(headers: Sequence[Header]) -> list[Header]:
+def _sorted_slices(headers: Sequence[SliceHeader]) -> list[SliceHeader]:
+    """Return the headers along the normal of the first one."""
     normal = _normal(headers[0].orientations[0])
     return sorted(headers, key=lambda header: (float(header.origins[0] @ normal), header.file))
 
 
-def _affine(headers: Sequence[Header]) -> np.ndarray:
+def _affine(headers: Sequence[SliceHeader]) -> np.ndarray:
+    """Return the affine (4, 4), RAS mm, of sorted slices.
+
+    The step from slice to slice goes from the first origin to the last, so that both lie where their headers say.
+
+    Raises:
+        ValueError: the slices form no regular grid.
+    """
     if len({header.shape for header in headers}) > 1:
         sizes = sorted({header.shape for header in headers})
         raise ValueError(f"slices differ in rows and columns: {sizes}; keep the slices of one scan")
@@ -293,8 +297,5 @@ def _affine(headers: Sequence[Header]) -> np.ndarray:
             f"slices are shifted by {shift:.4g} mm from the first to the last (tilted gantry); resample to a straight"
             " grid first"
         )
-    lps = np.eye(4)
-    lps[:3, 0] = orientations[0, :3] * spacings[0, 1]  # along a row: from column to column
-    lps[:3, 1] = orientations[0, 3:] * spacings[0, 0]
-    lps[:3, 2], lps[:3, 3] = step, origins[0]
-    return LPS_TO_RAS @ lps
+    along_row, along_column = orientations[0, :3] * spacings[0, 1], orientations[0, 3:] * spacings[0, 0]
+    return LPS_TO_RAS @ np.vstack([np.column_stack([along_row, along_column, step, origins[0]]), [0, 0, 0, 1]])

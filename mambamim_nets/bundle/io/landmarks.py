@@ -4,8 +4,8 @@ Points are RAS mm everywhere in this package: x grows to the patient's right, y 
 of ITK and DICOM and Slicer's default for files, has x and y of the other sign. A file that does not say which of the
 two it is in is refused: guessing wrong mirrors the points, and nothing later would notice.
 
-CSV: a header line; columns ``name``, ``x``, ``y``, ``z`` in mm; ``case``, or ``image`` (the file name of the scan),
-where the file is of several scans; and ``frame`` (RAS or LPS) in every row, or a first line ``# frame: RAS``. Other
+CSV: a header line; columns `name`, `x`, `y`, `z` in mm; `case`, or `image` (the file name of the scan),
+where the file is of several scans; and `frame` (RAS or LPS) in every row, or a first line `# frame: RAS`. Other
 columns are ignored. A point that cannot be seen has x, y and z empty. Errors read `file: value: rule: remedy`.
 """
 
@@ -243,9 +243,9 @@ def ordered_points(
 
 def _frame(text: str, where: str) -> str:
     if text.upper() not in SIGNS:
-        told = f"frame {text!r}" if text else "no frame"
+        given = f"frame {text!r}" if text else "no frame"
         raise ValueError(
-            f"{where}: {told}: must be RAS or LPS: say which axes the coordinates follow (Slicer and ITK save LPS)"
+            f"{where}: {given}: must be RAS or LPS: say which axes the coordinates follow (Slicer and ITK save LPS)"
         )
     return text.upper()
 

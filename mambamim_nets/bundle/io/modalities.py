@@ -1,4 +1,4 @@
-"""Names of image channels: the modalities of a multi-channel scan, by file name and by description.
+"""Modalities: the channels of a multi-channel scan by their names, and whether a scan is CT or MR.
 
 Glossary:
     channel: one modality of the network's input, such as "flair". `CHANNELS` holds the names each is known by.
@@ -11,9 +11,24 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from mambamim_nets.bundle.files import stem
 
-__all__ = ["CHANNELS", "channel_of", "channel_positions", "in_number_order", "modality_of", "one_or_all", "ordered"]
+__all__ = [
+    "CHANNELS",
+    "channel_of",
+    "channel_positions",
+    "in_number_order",
+    "modality_objection",
+    "modality_of",
+    "one_or_all",
+    "ordered",
+]
+
+EXPECTED = {"ct": ("CT",), "mr": ("MR",), "zscore": ("MR",), "ct_or_mr": ("CT", "MR")}  # by the scaling of intensities
+AIR = (-1100.0, -900.0)  # HU
+AIR_SHARE = 0.01  # of the voxels of a scan: more than chance puts there
 
 # canonical name -> further names: of BraTS 2023 (t2f, t1c, t1n, t2w), of the Decathlon and of BIDS (t1gd, t1w, t2w)
 CHANNELS: dict[str, tuple[str, ...]] = {
@@ -43,7 +58,11 @@ def modality_of(filename: str | os.PathLike[str]) -> tuple[str, str] | None:
 
 
 def channel_positions(names: Sequence[str], channels: Sequence[str], where: str) -> list[int] | None:
-    """Return where each channel stands among names; None if none does."""
+    """Return the position of each channel among names; None if none is there.
+
+    Raises:
+        ValueError: some of the channels are there and others not, or one is there twice.
+    """
     have, want = [channel_of(name) for name in names], [channel_of(name) for name in channels]
     missing = [channel for channel, name in zip(channels, want, strict=True) if name not in have]
     if len(missing) == len(want):
@@ -59,7 +78,17 @@ def channel_positions(names: Sequence[str], channels: Sequence[str], where: str)
 
 
 def ordered(images: list[str], names: Sequence[str], channels: Sequence[str] | None, where: str) -> list[str]:
-    """Return one case's files in channel order, told by their own names or else by the description's."""
+    """Return the files of one case in channel order, by their own names or else by those of the description.
+
+    Args:
+        images: files, one for each channel.
+        names: of the channels, by the description of the data set, in the order of the files.
+        channels: of the task, in the network's order; None: the order stays.
+        where: what gives the names, for messages.
+
+    Raises:
+        ValueError: some of the channels have no file, or several.
+    """
     known = [match[1] for path in images if (match := modality_of(path)) is not None]
     names = known if len(known) == len(images) else names
     if channels is None or len(names) != len(images):
@@ -76,4 +105,31 @@ def in_number_order(names: Any) -> list[str]:
 
 
 def one_or_all(images: list[str]) -> str | list[str]:
+    """Return the only image of a list, or the list if it has several."""
     return images[0] if len(images) == 1 else images
+
+
+def modality_objection(intensity: str, values: Any, said: str = "") -> str:
+    """Return why a scan is of another modality than a network expects, "" if it is not, or if that is not certain.
+
+    Args:
+        intensity: how the network's intensities are scaled: "ct", "mr", "zscore" or "ct_or_mr"; of anything else no
+            modality is known.
+        values: intensities of the scan, array or tensor, as in its file; decide where the header says nothing.
+        said: DICOM Modality; "" where there is none.
+    """
+    expected = EXPECTED.get(intensity, ())
+    if not expected:
+        return ""
+    wanted = " or ".join(expected)
+    if said:
+        return "" if said in expected else f"its DICOM Modality is {said}: must be {wanted}"
+    array = np.asarray(values)
+    lowest = float(array.min())
+    if expected == ("MR",) and lowest < AIR[1]:
+        share = float(((array >= AIR[0]) & (array <= AIR[1])).mean())
+        if share > AIR_SHARE:
+            return f"{share:.0%} of its voxels lie near -1000, as air in CT does: must be {wanted}"
+    if expected == ("CT",) and lowest >= 0:
+        return f"its lowest value is {lowest:g}, and fat and air lie below 0 in CT: must be {wanted}, in HU"
+    return ""

@@ -13,15 +13,26 @@ is not defined, such as AUC with scans of one class only, do not count for it.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from mambamim_nets.bundle.files import write_csv, write_text
+from mambamim_nets.bundle.metrics.table import MetricTable, Tables, markdown_table
 
-__all__ = ["MEASURES", "Interval", "curve", "measures", "scores", "write_scores", "youden"]
+__all__ = [
+    "MEASURES",
+    "PREDICTIONS",
+    "ClassificationTable",
+    "ClassifiedScan",
+    "Interval",
+    "curve",
+    "measures",
+    "scores",
+    "youden",
+]
+
+PREDICTIONS = "predictions.csv"
 
 MEASURES = {
     "auc": "AUC",
@@ -33,6 +44,8 @@ MEASURES = {
 
 
 class Interval(NamedTuple):
+    """A value and the ends of its 95 % interval."""
+
     value: float
     low: float
     high: float
@@ -88,8 +101,10 @@ def scores(
     """Measure probabilities against labels, with 95 % intervals over subjects.
 
     Args:
-        probability, label, threshold: as in `measures`.
+        probability: (N,) of the positive class.
+        label: (N,) 0 or 1.
         subjects: (N,) whose scan each is.
+        threshold: see the module.
         resamples: bootstrap draws.
         seed: of the draws.
 
@@ -143,36 +158,66 @@ def youden(probability: np.ndarray, label: np.ndarray) -> float:
     return float(good[np.abs(good - 0.5).argmin()])
 
 
-def write_scores(
-    folder: Path, found: Mapping[str, Interval], n: Mapping[str, int], subjects: int, threshold: float
-) -> str:
-    """Write summary.csv and summary.md.
+class ClassifiedScan(NamedTuple):
+    """What is known of one scan: whose it is, its label (0 or 1), and the probability of the positive class."""
+
+    subject: str
+    session: str
+    diagnosis: str
+    label: int
+    probability: float
+
+
+class ClassificationTable(MetricTable[ClassifiedScan]):
+    """Collect the probability of every scan; write predictions.csv, summary.csv and summary.md.
 
     Args:
-        folder: exists.
-        found: as from `scores`.
-        n: scans by class name, negative first.
-        subjects: how many there are.
-        threshold: of the decisions.
-
-    Returns:
-        The Markdown summary.
+        classes: of the task, negative and positive.
+        threshold: see the module.
+        resamples: bootstrap draws.
     """
-    rows = [
-        [name, *(f"{x:.6f}" for x in interval), sum(n.values()), subjects, f"{threshold:.6f}"]
-        for name, interval in found.items()
-    ]
-    columns = ["measure", "value", "low", "high", "scans", "subjects", "threshold"]
-    write_csv(folder / "summary.csv", [columns, *rows])
-    negative, positive = n
-    lines = [
-        f"{sum(n.values())} scans of {subjects} subjects: {n[negative]} {negative}, {n[positive]} {positive}. "
-        f"{positive} is called at a probability of at least {threshold:.3f}. Intervals: 95 %, bootstrap over subjects.",
-        "",
-        "| measure | value | 95 % interval |",
-        "|---|---|---|",
-    ]
-    lines += [f"| {MEASURES[name]} | {x.value:.3f} | {x.low:.3f} to {x.high:.3f} |" for name, x in found.items()]
-    text = "\n".join(lines) + "\n"
-    write_text(folder / "summary.md", text)
-    return text
+
+    def __init__(self, classes: Sequence[str], threshold: float = 0.5, resamples: int = 2000) -> None:
+        super().__init__()
+        self.classes, self.threshold, self.resamples = list(classes), threshold, resamples
+
+    @property
+    def probability(self) -> np.ndarray:
+        """Probabilities of the positive class, (N,)."""
+        return np.array([row.probability for row in self.rows.values()])
+
+    @property
+    def label(self) -> np.ndarray:
+        """Labels, (N,), 0 or 1."""
+        return np.array([row.label for row in self.rows.values()])
+
+    def scores(self) -> dict[str, Interval]:
+        """Return name in MEASURES -> value with its interval over subjects."""
+        subjects = [row.subject for row in self.rows.values()]
+        return scores(self.probability, self.label, subjects, self.threshold, self.resamples)
+
+    def tabulate(self) -> Tables:
+        """Return predictions.csv (a row for each scan), summary.csv and the table of summary.md."""
+        found, n = self.scores(), len(self.rows)
+        subjects = len({row.subject for row in self.rows.values()})
+        predictions = (
+            [*row[:3], f"{row.probability:.6f}", self.classes[int(row.probability >= self.threshold)]]
+            for row in self.rows.values()
+        )
+        summary = (
+            [name, *(f"{x:.6f}" for x in interval), n, subjects, f"{self.threshold:.6f}"]
+            for name, interval in found.items()
+        )
+        shown = ([MEASURES[name], f"{x.value:.3f}", f"{x.low:.3f} to {x.high:.3f}"] for name, x in found.items())
+        (negative, positive), n_positive = self.classes, int(self.label.sum())
+        return Tables(
+            {
+                PREDICTIONS: (["subject", "session", "diagnosis", "probability", "prediction"], predictions),
+                "summary.csv": (["measure", *Interval._fields, "scans", "subjects", "threshold"], summary),
+            },
+            [
+                f"{n} scans of {subjects} subjects: {n - n_positive} {negative}, {n_positive} {positive}. {positive} is"
+                f" called at a probability of at least {self.threshold:.3f}. Intervals: 95 %, bootstrap over subjects.",
+                markdown_table(["measure", "value", "95 % interval"], shown),
+            ],
+        )

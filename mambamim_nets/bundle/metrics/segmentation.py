@@ -15,25 +15,55 @@ a summary is over cases, each by the mean of its counted structures. std is the 
 from __future__ import annotations
 
 import math
-import os
 import warnings
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from monai.metrics import compute_dice, compute_hausdorff_distance, compute_surface_dice
 
-from mambamim_nets.bundle.files import write_csv, write_text
-from mambamim_nets.bundle.metrics.table import cell, statistics
+from mambamim_nets.bundle.metrics.table import COUNTED, MEAN, MetricTable, Statistics, Tables, markdown_table
 
-__all__ = ["MetricsTable", "case_metrics"]
+__all__ = ["METRICS", "Metric", "SegmentationTable", "case_metrics"]
 
 
-METRICS = {"dice": "dice", "hd95": "hd95_mm", "surface_dice": "surface_dice"}  # key of case_metrics -> column
-MEAN = "mean"
+class Metric(NamedTuple):
+    """One number about a structure, in every table.
+
+    Attributes:
+        column: its name in metrics.csv and summary.csv.
+        title: in summary.md; `{tolerance}` stands for the tolerance in mm.
+        digits: decimals in summary.md.
+        one_missing: its value where only one of the two maps has the structure.
+        measure: gives its value where both have it, from `y_pred` and `y` (1, 1, D, H, W) bool as MONAI takes them,
+            the voxel edges in mm and the tolerance in mm.
+    """
+
+    column: str
+    title: str
+    digits: int
+    one_missing: float
+    measure: Callable[[Mapping[str, Any], list[float], float], torch.Tensor]
+
+
+def _dice(maps: Mapping[str, Any], spacing: list[float], tolerance: float) -> torch.Tensor:
+    return compute_dice(**maps)
+
+
+def _hd95(maps: Mapping[str, Any], spacing: list[float], tolerance: float) -> torch.Tensor:
+    return compute_hausdorff_distance(**maps, percentile=95, spacing=spacing)
+
+
+def _surface_dice(maps: Mapping[str, Any], spacing: list[float], tolerance: float) -> torch.Tensor:
+    return compute_surface_dice(**maps, class_thresholds=[tolerance], spacing=spacing)
+
+
+METRICS = {  # a new metric of label maps is one more entry: all tables follow from it
+    "dice": Metric("dice", "Dice", 4, 0.0, _dice),
+    "hd95": Metric("hd95_mm", "HD95 (mm)", 2, math.nan, _hd95),
+    "surface_dice": Metric("surface_dice", "surface Dice at {tolerance:g} mm", 4, 0.0, _surface_dice),
+}
 
 
 def case_metrics(
@@ -53,7 +83,7 @@ def case_metrics(
         tolerance_mm: distance in mm up to which a surface voxel counts as right in the surface Dice.
 
     Returns:
-        structure name -> {"dice", "hd95" (mm), "surface_dice", "missing"}; for absent structures see the module.
+        structure name -> key of `METRICS` and "missing" -> value; for absent structures see the module.
 
     Raises:
         ValueError: the shapes differ or are not 3-D, the spacing is not three positive numbers, or the tolerance is
@@ -70,140 +100,93 @@ def case_metrics(
     if not 0 <= tolerance_mm < math.inf:
         raise ValueError(f"tolerance_mm {tolerance_mm} must be a finite distance of at least 0 mm")
     pred, label = _crop(pred, label)
-    metrics = {}
+    measured = {}
     for name, values in _checked(structures).items():
         found, true = torch.isin(pred, torch.tensor(values)), torch.isin(label, torch.tensor(values))
         if found.any() and true.any():
-            one_hot: dict[str, Any] = {"y_pred": found[None, None], "y": true[None, None], "include_background": True}
+            maps = {"y_pred": found[None, None], "y": true[None, None], "include_background": True}
             with warnings.catch_warnings():  # MONAI 1.6 warns of an argument that its own functions pass
                 warnings.filterwarnings("ignore", message=".*always_return_as_numpy", category=FutureWarning)
-                row = {
-                    "dice": compute_dice(**one_hot).item(),
-                    "hd95": compute_hausdorff_distance(**one_hot, percentile=95, spacing=spacing).item(),
-                    "surface_dice": compute_surface_dice(
-                        **one_hot, class_thresholds=[tolerance_mm], spacing=spacing
-                    ).item(),
-                    "missing": 0.0,
-                }
+                row = {key: metric.measure(maps, spacing, tolerance_mm).item() for key, metric in METRICS.items()}
+            missing = 0.0
         elif found.any() or true.any():
-            row = {"dice": 0.0, "hd95": math.nan, "surface_dice": 0.0, "missing": 1.0}
+            row, missing = {key: metric.one_missing for key, metric in METRICS.items()}, 1.0
         else:
-            row = {"dice": math.nan, "hd95": math.nan, "surface_dice": math.nan, "missing": 0.0}
-        metrics[name] = row
-    return metrics
+            row, missing = dict.fromkeys(METRICS, math.nan), 0.0
+        measured[name] = row | {"missing": missing}
+    return measured
 
 
-class MetricsTable:
-    """Collect the metrics of many cases, from one process or several, and write them as tables.
+class SegmentationTable(MetricTable[Mapping[str, Mapping[str, float]]]):
+    """Collect what `case_metrics` found in each case; write metrics.csv, summary.csv and summary.md.
 
     Args:
         structures: name -> label values, as given to `case_metrics`.
-        tolerance_mm: tolerance of the surface Dice, for the heading.
+        tolerance_mm: tolerance of the surface Dice in mm, for the heading.
     """
 
     def __init__(self, structures: Mapping[str, Sequence[int]], tolerance_mm: float = 1.0) -> None:
-        self.structures = _checked(structures)
-        self.tolerance_mm = tolerance_mm
-        self.rows: dict[str, dict[str, dict[str, float]]] = {}
+        super().__init__()
+        self.structures, self.tolerance_mm = _checked(structures), tolerance_mm
 
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def add(self, case: str, metrics: Mapping[str, Mapping[str, float]]) -> None:
-        """Add the metrics of one case; a repeated one (from a padded distributed sampler) is ignored."""
-        if set(metrics) != set(self.structures):
-            raise ValueError(f"case {case!r}: classes {sorted(metrics)} must be {sorted(self.structures)}")
-        self.rows.setdefault(str(case), {name: dict(row) for name, row in metrics.items()})
-
-    def write(self, folder: str | os.PathLike[str]) -> str:
-        """Write metrics.csv, summary.csv and summary.md.
-
-        With torch.distributed initialised every rank must call it; the rows of all ranks are joined and rank 0 writes.
-
-        Args:
-            folder: made where it does not exist.
-
-        Returns:
-            The Markdown summary, the same on every rank.
+    def add(self, case: str, row: Mapping[str, Mapping[str, float]]) -> None:
+        """Add the metrics of a case, structure name -> metric -> value; a repeated case is ignored.
 
         Raises:
-            ValueError: no case was added on any rank.
+            ValueError: its structures are not those of the table.
         """
-        rows = self._gather()
-        if not rows:
-            raise ValueError("no case was added to the table; evaluate at least one case before writing it")
-        summary = self._summarise(rows)
-        text = self._markdown(summary, len(rows))
-        if not _distributed() or dist.get_rank() == 0:
-            folder = Path(folder)
-            self._write_rows(folder / "metrics.csv", rows)
-            self._write_summary(folder / "summary.csv", summary)
-            write_text(folder / "summary.md", text)
-        return text
+        if set(row) != set(self.structures):
+            raise ValueError(f"case {case!r}: classes {sorted(row)} must be {sorted(self.structures)}")
+        super().add(case, row)
 
     def mean_dice(self) -> float:
-        """Return the mean Dice over cases, each by the mean of its structures; on every rank the same."""
-        return self._summarise(self._gather())[MEAN]["dice"]["mean"]
+        """Return the mean Dice over the cases of all processes, each by the mean of its structures."""
+        self.gather()
+        return self._statistics()[MEAN]["dice"].mean
 
-    def _gather(self) -> dict[str, dict[str, dict[str, float]]]:
-        if not _distributed():
-            return dict(sorted(self.rows.items()))
-        parts: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(parts, self.rows)
-        joined: dict[str, dict[str, dict[str, float]]] = {}
-        for part in parts:
-            for case, metrics in part.items():
-                joined.setdefault(case, metrics)
-        return dict(sorted(joined.items()))
-
-    def _summarise(
-        self, rows: Mapping[str, Mapping[str, Mapping[str, float]]]
-    ) -> dict[str, dict[str, dict[str, float]]]:
-        """Return class name or "mean" -> metric -> {mean, std, median, n}, and {n} under "missing"."""
-        values = {
-            name: {key: [case[name][key] for case in rows.values()] for key in METRICS} for name in self.structures
+    def _statistics(self) -> dict[str, dict[str, Statistics]]:
+        """Return structure name, and "mean" over cases, -> key of METRICS -> its statistics."""
+        cases = list(self.rows.values())
+        found = {
+            name: {key: Statistics.of(case[name][key] for case in cases) for key in METRICS} for name in self.structures
         }
-        values[MEAN] = {
-            key: [statistics([row[key] for row in case.values()])["mean"] for case in rows.values()] for key in METRICS
+        means = {
+            key: Statistics.of(Statistics.of(row[key] for row in case.values()).mean for case in cases)
+            for key in METRICS
         }
-        summary = {name: {key: statistics(series) for key, series in by_key.items()} for name, by_key in values.items()}
-        for name in self.structures:
-            summary[name]["missing"] = {"n": sum(int(case[name]["missing"]) for case in rows.values())}
-        summary[MEAN]["missing"] = {"n": sum(summary[name]["missing"]["n"] for name in self.structures)}
-        return summary
+        return found | {MEAN: means}
 
-    def _write_rows(self, path: Path, rows: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:
-        cells: list[list[Any]] = [["case", "label", "name", *METRICS.values(), "missing"]]
-        for case, metrics in rows.items():
-            for name, values in self.structures.items():
-                row, label = metrics[name], "+".join(map(str, values))
-                cells.append([case, label, name, *(_number(row[key], 6) for key in METRICS), int(row["missing"])])
-        write_csv(path, cells)
-
-    def _write_summary(self, path: Path, summary: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:
-        cells: list[list[Any]] = [["name", "metric", "mean", "std", "median", "n", "missing"]]
-        for name, by_key in summary.items():
-            for key, column in METRICS.items():
-                stats = by_key[key]
-                numbers = [_number(stats[part], 6) for part in ("mean", "std", "median")]
-                cells.append([name, column, *numbers, stats["n"], by_key["missing"]["n"]])
-        write_csv(path, cells)
-
-    def _markdown(self, summary: Mapping[str, Mapping[str, Mapping[str, float]]], n_cases: int) -> str:
-        lines = [
-            (
-                f"{n_cases} case{'s' if n_cases > 1 else ''}; mean ± standard deviation (median; n), n = values"
-                " counted; missing = found in only one of prediction and reference, not counted in HD95."
-            ),
-            "",
-            f"| class | Dice | HD95 (mm) | surface Dice at {self.tolerance_mm:g} mm | missing |",
-            "|---|---|---|---|---:|",
-        ]
-        for name, by_key in summary.items():
-            cells = [cell(by_key["dice"], 4), cell(by_key["hd95"], 2), cell(by_key["surface_dice"], 4)]
-            title = f"**{name}**" if name == MEAN else name.replace("|", "\\|")
-            lines.append(f"| {title} | {' | '.join(cells)} | {by_key['missing']['n']} |")
-        return "\n".join(lines) + "\n"
+    def tabulate(self) -> Tables:
+        """Return metrics.csv (a row for each case and structure), summary.csv and the table of summary.md."""
+        statistics = self._statistics()
+        missing = {name: sum(int(case[name]["missing"]) for case in self.rows.values()) for name in self.structures}
+        missing[MEAN] = sum(missing.values())
+        metrics = (
+            [case, "+".join(map(str, values)), name, *(f"{row[name][key]:.6f}" for key in METRICS),
+             int(row[name]["missing"])]
+            for case, row in self.rows.items() for name, values in self.structures.items()
+        )  # fmt: skip
+        summary = (
+            [name, METRICS[key].column, *stats.cells, missing[name]]
+            for name, by_key in statistics.items() for key, stats in by_key.items()
+        )  # fmt: skip
+        shown = (
+            [name, *(stats.text(METRICS[key].digits) for key, stats in by_key.items()), missing[name]]
+            for name, by_key in statistics.items()
+        )
+        columns = [metric.column for metric in METRICS.values()]
+        titles = [metric.title.format(tolerance=self.tolerance_mm) for metric in METRICS.values()]
+        return Tables(
+            {
+                "metrics.csv": (["case", "label", "name", *columns, "missing"], metrics),
+                "summary.csv": (["name", "metric", *Statistics._fields, "missing"], summary),
+            },
+            [
+                f"{self.count}; {COUNTED}; missing = found in only one of prediction and reference, not counted in"
+                " HD95.",
+                markdown_table(["class", *titles, "missing"], shown, right=1),
+            ],
+        )
 
 
 def _checked(structures: Mapping[str, Sequence[int]]) -> dict[str, list[int]]:
@@ -216,12 +199,9 @@ def _checked(structures: Mapping[str, Sequence[int]]) -> dict[str, list[int]]:
 
 
 def _label_map(values: np.ndarray | torch.Tensor, name: str) -> torch.Tensor:
-    tensor = (
-        values.detach().cpu() if isinstance(values, torch.Tensor) else torch.from_numpy(np.ascontiguousarray(values))
-    )
-    tensor = torch.as_tensor(tensor).as_subclass(
-        torch.Tensor
-    )  # a MetaTensor would carry its affine through every comparison
+    if not isinstance(values, torch.Tensor):
+        values = torch.from_numpy(np.ascontiguousarray(values))
+    tensor = values.detach().cpu().as_subclass(torch.Tensor)  # a MetaTensor would compare its affine again and again
     if tensor.ndim == 4 and tensor.shape[0] == 1:
         tensor = tensor[0]
     if tensor.ndim != 3:
@@ -241,11 +221,3 @@ def _crop(pred: torch.Tensor, label: torch.Tensor, margin: int = 1) -> tuple[tor
             return pred[:1, :1, :1], label[:1, :1, :1]
         box.append(slice(max(0, int(hit[0]) - margin), int(hit[-1]) + 1 + margin))
     return pred[tuple(box)], label[tuple(box)]
-
-
-def _distributed() -> bool:
-    return dist.is_available() and dist.is_initialized()
-
-
-def _number(value: float, digits: int) -> str:
-    return "nan" if math.isnan(value) else f"{value:.{digits}f}"

@@ -23,6 +23,7 @@ class SelectChannelsd(MapTransform):
         self.order = list(order)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return the dictionary with the channels of its images in order."""
         out = dict(data)
         for key in self.keys:
             if self.order != list(range(len(data[key]))):

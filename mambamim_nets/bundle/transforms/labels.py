@@ -34,6 +34,7 @@ class StructureMasksd(MapTransform):
         self.targets, self.pred, self.label = targets, pred, label
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return the dictionary with masks in the place of label maps."""
         out = dict(data)
         found = self.targets.label_map(self.targets.probabilities(_plain(data[self.pred])))
         for key, values in ((self.pred, found), (self.label, _plain(data[self.label]))):
@@ -82,6 +83,7 @@ class RestoreLabelsd(MapTransform):
         )
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return the dictionary with the label map on the grid of the file."""
         out = dict(data)
         voxels = float(np.prod(np.asarray(data[self.orig_keys].meta["spatial_shape"], dtype=float)))
         needed = voxels * self.targets.out_channels * 4 / GIB

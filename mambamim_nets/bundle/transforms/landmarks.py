@@ -133,6 +133,7 @@ class KeepAffined(Transform):
     """
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return the dictionary with the affine of its image beside it."""
         return {**data, "affine": data["image"].affine.clone()}
 
 
@@ -168,6 +169,7 @@ class LandmarkTargetsd(MapTransform):
         self.mirrored = [names.index(name) for name in order]
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return the dictionary with the points as targets in voxels."""
         out = dict(data)
         affine = np.asarray(out[self.image].affine, dtype=float)
         for key in self.key_iterator(out):
@@ -195,6 +197,7 @@ class DecodeLandmarksd(Transform):
         self.sigma, self.peak = sigma, peak
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return the dictionary with the points that its heat maps show."""
         out = dict(data)
         voxels, heights = decode_heatmaps(out["pred"], self.sigma)
         points = nib.affines.apply_affine(np.asarray(out["image"].affine.cpu(), dtype=float), voxels)
@@ -209,17 +212,23 @@ def radial_errors(output: Sequence[Mapping[str, Any]]) -> float:
     return float(torch.stack([item["error"].nanmean() for item in output]).mean())
 
 
-def warmup_quadratic(warmup: int, total: int) -> Callable[[int], float]:
-    """Return the factor of the learning rate by step: a straight rise over `warmup` steps, then (1 - progress)^2.
+def warmup_quadratic(warmup_epochs: int, max_epochs: int, steps: int) -> Callable[[int], float]:
+    """Return the factor of the learning rate by step: a straight rise in the warm-up, then (1 - progress)^2.
 
     The public code takes this decay every 10 epochs, and is 50 epochs long; beyond, its square rises again. Here it is
-    taken at every step, and is 0 from `total` on.
+    taken at every step, and is 0 from the last step on.
+
+    Args:
+        warmup_epochs: epochs of the rise.
+        max_epochs: epochs of the run.
+        steps: of one epoch.
 
     Raises:
         ValueError: the warm-up is not shorter than the whole.
     """
-    if not 0 <= warmup < total:
-        raise ValueError(f"warm-up of {warmup} steps must be shorter than the {total} steps of the run")
+    if not 0 <= warmup_epochs < max_epochs:
+        raise ValueError(f"warmup_epochs {warmup_epochs} must be fewer than the {max_epochs} epochs of the run")
+    warmup, total = warmup_epochs * steps, max_epochs * steps
 
     def factor(step: int) -> float:
         if step < warmup:

@@ -1,11 +1,11 @@
 """Intensities of a scan on the scale that a network expects."""
 
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
+from monai.config import KeysCollection
 from monai.transforms import (
-    Compose,
     MapTransform,
     NormalizeIntensityd,
     ScaleIntensityRanged,
@@ -13,47 +13,41 @@ from monai.transforms import (
     Transform,
 )
 
-__all__ = ["intensity", "nonzero"]
+__all__ = ["RequireFinited", "ScaleCTOrMRd", "nonzero", "scaling_of"]
 
 AIR = -500.0  # HU
-MR_PERCENTILES = (0.5, 99.5)
 
 
-def intensity(
-    keys: Sequence[str], kind: Literal["ct", "mr", "ct_or_mr", "zscore"], low: float = 0.0, high: float = 0.0
-) -> Transform:
-    """Return the transform that normalises intensities.
+def scaling_of(transforms: Sequence[Any]) -> dict[str, Any]:
+    """Return how transforms scale intensities, in the words of a record of weights.
 
     Args:
-        keys: dictionary keys.
-        kind: "ct": [low, high] HU to [0, 1], the same for every scan (the paper: -175, 250); "mr": percentiles low to
-            high of the scan itself to [0, 1], per channel, since MR intensities have no unit; "ct_or_mr", for data
-            sets of both: as "ct" where the scan holds values below -500, which only air in CT does, else as "mr"
-            with the percentiles of ``MR_PERCENTILES``; "zscore": mean 0 and deviation 1 over the voxels that are not
-            0, per channel, for skull-stripped MR (the recipe of BraTS).
-        low, high: see kind; values outside are clipped.
+        transforms: of a preprocessing; those that do something else are passed over.
 
-    The transform refuses images that are not finite after it, see ``RequireFinited``.
+    Returns:
+        "intensity" ("ct", "mr", "ct_or_mr", "zscore", or the name of another class of MONAI that scales) and
+        "intensity_range" (what becomes 0 and 1: HU, or percentiles of the scan); empty where nothing scales.
     """
-    return Compose([_normalised(keys, kind, low, high), RequireFinited(keys)])
-
-
-def _normalised(keys: Sequence[str], kind: str, low: float, high: float) -> Transform:
-    if kind == "ct":
-        return ScaleIntensityRanged(keys, a_min=low, a_max=high, b_min=0.0, b_max=1.0, clip=True)
-    if kind == "mr":
-        return ScaleIntensityRangePercentilesd(keys, low, high, b_min=0.0, b_max=1.0, clip=True, channel_wise=True)
-    if kind == "ct_or_mr":
-        return _CTOrMR(keys, _normalised(keys, "ct", low, high), _normalised(keys, "mr", *MR_PERCENTILES))
-    if kind == "zscore":
-        return NormalizeIntensityd(keys, nonzero=True, channel_wise=True)
-    raise ValueError(f"intensity kind {kind!r} must be 'ct', 'mr', 'ct_or_mr' or 'zscore'")
+    for part in transforms:
+        scaler: Any = getattr(part, "scaler", None)
+        if isinstance(part, ScaleCTOrMRd):
+            return {"intensity": "ct_or_mr", "intensity_range": part.hu}
+        if isinstance(part, ScaleIntensityRanged):
+            return {"intensity": "ct", "intensity_range": [scaler.a_min, scaler.a_max]}
+        if isinstance(part, ScaleIntensityRangePercentilesd):
+            return {"intensity": "mr", "intensity_range": [scaler.lower, scaler.upper]}
+        if isinstance(part, NormalizeIntensityd):
+            return {"intensity": "zscore", "intensity_range": []}
+        if isinstance(part, Transform) and type(part).__name__.startswith(("ScaleIntensity", "NormalizeIntensity")):
+            return {"intensity": type(part).__name__, "intensity_range": []}
+    return {}
 
 
 class RequireFinited(MapTransform):
     """Refuse an image with voxels that are NaN or infinite, such as intensities too large for their own deviation."""
 
     def __call__(self, data: Mapping[Hashable, Any]) -> Any:
+        """Return the dictionary as it is; raises ValueError where a voxel is not finite."""
         for key in self.key_iterator(data):
             count = int((~torch.isfinite(torch.as_tensor(data[key]))).sum())
             if count:
@@ -65,14 +59,27 @@ class RequireFinited(MapTransform):
         return data
 
 
-class _CTOrMR(MapTransform):
-    """Apply one transform to scans with values below ``AIR``, another to the rest."""
+class ScaleCTOrMRd(MapTransform):
+    """Scale CT by HU and MR by its own percentiles to [0, 1], for data sets that have both.
 
-    def __init__(self, keys: Sequence[str], ct: Transform, mr: Transform) -> None:
+    A scan that holds values below -500, which only air in CT does, is CT. Values outside are clipped.
+
+    Args:
+        keys: dictionary keys.
+        hu: what becomes 0 and 1 in CT, the same for every scan.
+        percentiles: what becomes 0 and 1 in MR, of each channel of each scan, since its intensities have no unit.
+    """
+
+    def __init__(self, keys: KeysCollection, hu: Sequence[float], percentiles: Sequence[float]) -> None:
         super().__init__(keys)
-        self.ct, self.mr = ct, mr
+        self.hu = list(hu)
+        self.ct = ScaleIntensityRanged(keys, a_min=hu[0], a_max=hu[1], b_min=0.0, b_max=1.0, clip=True)
+        self.mr = ScaleIntensityRangePercentilesd(
+            keys, lower=percentiles[0], upper=percentiles[1], b_min=0.0, b_max=1.0, clip=True, channel_wise=True
+        )
 
     def __call__(self, data: Mapping[Hashable, Any]) -> Any:
+        """Scale the image of a dictionary."""
         return (self.ct if float(data[self.keys[0]].min()) < AIR else self.mr)(data)
 
 

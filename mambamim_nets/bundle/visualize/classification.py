@@ -2,48 +2,20 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mambamim_nets.bundle.metrics.classification import Interval, curve
-from mambamim_nets.bundle.visualize.planes import (
-    BACKGROUND,
-    DPI,
-    MUTED,
-    PLANES,
-    TEXT,
-    as_volume,
-    grey_limits,
-    lay_out,
-    plane_slice,
-    plane_title,
-    same_shape,
-    save_figure,
-    show_plane,
-)
+from mambamim_nets.bundle.visualize.planes import MUTED, TEXT, PlaneFigure, as_volume, dark_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["roc", "saliency", "saliency_figure"]
+__all__ = ["roc_figure", "saliency_figure"]
 
 COLOUR = "#e69f00"
-
-
-def saliency(
-    image: Any,
-    heat: Any,
-    path: str | os.PathLike[str],
-    title: str | None = None,
-    meaning: str = "",
-    spacing: Sequence[float] = (1.0, 1.0, 1.0),
-) -> Path:
-    """Write `saliency_figure` as a PNG file and return its path."""
-    return save_figure(saliency_figure(image, heat, title, meaning, spacing), path)
 
 
 def saliency_figure(
@@ -68,32 +40,26 @@ def saliency_figure(
     from matplotlib import colormaps
 
     image = as_volume(image, "image")
-    heat = np.clip(same_shape(as_volume(heat, "heat"), image, "heat"), 0, 1)
+    heat = np.clip(as_volume(heat, "heat", image), 0, 1)
     position = np.unravel_index(int(heat.argmax()), heat.shape) if heat.any() else [n // 2 for n in heat.shape]
-    position = [int(index) for index in position]
-    figure, axes = lay_out(image.shape, spacing, rows_are_planes=False, n_other=1, title=title, legend=0)
-    limits = grey_limits(image, None)
-    for axis, plane in zip(axes[0], PLANES, strict=True):
-        extent = show_plane(axis, image, plane, position, spacing, limits)
-        values = plane_slice(heat, plane, position)
+    picture = PlaneFigure(image, [int(index) for index in position], spacing, title)
+    for panel in picture.panels():
+        values = panel.cut(heat)
         colours = colormaps["inferno"](values)
         colours[..., 3] = 0.6 * values**1.5  # faint below half of the highest
-        axis.imshow(colours, extent=extent, interpolation="bilinear", aspect="equal")
-        axis.set_title(plane_title(plane, position, image.shape), color=MUTED, fontsize=8, pad=4)
-    if meaning:
-        axes[0][0].set_ylabel(meaning, color=TEXT, fontsize=9, labelpad=6, parse_math=False)
-    return figure
+        panel.cover(colours, interpolation="bilinear")
+    picture.caption(0, meaning)
+    return picture.figure
 
 
-def roc(
+def roc_figure(
     probability: np.ndarray,
     label: np.ndarray,
     threshold: float,
     auc: Interval,
     classes: Sequence[str],
-    path: str | os.PathLike[str],
-) -> Path:
-    """Draw the receiver operating characteristic with the point of the threshold as a PNG file; return its path.
+) -> Figure:
+    """Draw the receiver operating characteristic with the point of the threshold.
 
     Args:
         probability: (N,) of the positive class.
@@ -101,11 +67,8 @@ def roc(
         threshold: a scan is called positive from it on.
         auc: with its 95 % interval.
         classes: negative and positive.
-        path: of the file.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(4.6, 4.6), dpi=DPI, facecolor=BACKGROUND, layout="tight")
+    figure = dark_figure(4.6, 4.6, layout="tight")
     axis = figure.add_subplot(facecolor="black")
     axis.plot((0, 1), (0, 1), color=MUTED, linewidth=0.8, linestyle=":")
     axis.plot(*curve(probability, label), color=COLOUR, linewidth=1.6)
@@ -123,4 +86,4 @@ def roc(
     axis.tick_params(colors=MUTED, labelsize=8)
     for spine in axis.spines.values():
         spine.set_color(MUTED)
-    return save_figure(figure, path)
+    return figure

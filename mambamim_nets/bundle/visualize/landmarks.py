@@ -1,14 +1,8 @@
-"""Pictures of points on their scan, and of detection rates, as PNG files or figures for TensorBoard.
-
-Conventions are those of `visualize.planes`: arrays in RAS, radiological convention, matplotlib on first use and without
-global state.
-"""
+"""Pictures of points on their scan, and of detection rates."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import nibabel as nib
@@ -16,42 +10,16 @@ import numpy as np
 from monai.data import MetaTensor
 from monai.transforms import Orientation
 
-from mambamim_nets.bundle.metrics.landmarks import MEAN, THRESHOLDS, length_mm
-from mambamim_nets.bundle.visualize.planes import (
-    BACKGROUND,
-    COLOURS,
-    DPI,
-    MUTED,
-    PLANES,
-    TEXT,
-    as_volume,
-    grey_limits,
-    lay_out,
-    plane_title,
-    save_figure,
-    show_plane,
-    vertical_axis,
-)
+from mambamim_nets.bundle.metrics.landmarks import THRESHOLDS, length_mm
+from mambamim_nets.bundle.metrics.table import MEAN
+from mambamim_nets.bundle.visualize.planes import COLOURS, MUTED, TEXT, Panel, PlaneFigure, as_volume, dark_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["landmark_figure", "landmark_overlay", "sdr_curve"]
+__all__ = ["landmark_figure", "sdr_figure"]
 
 MARGIN = 15.0  # mm around the points in the lower row
-
-
-def landmark_overlay(
-    image: MetaTensor,
-    points: np.ndarray,
-    names: Sequence[str],
-    lengths: Mapping[str, Sequence[str]],
-    path: str | os.PathLike[str],
-    title: str | None = None,
-    truth: np.ndarray | None = None,
-) -> Path:
-    """Write `landmark_figure` as a PNG file and return its path."""
-    return save_figure(landmark_figure(image, points, names, lengths, title, truth), path)
 
 
 def landmark_figure(
@@ -75,58 +43,61 @@ def landmark_figure(
         title: printed above.
         truth: (N, 3) in RAS mm, NaN where missing.
     """
+    from matplotlib.lines import Line2D
+
     upright: Any = Orientation("RAS", labels=None)(image[:1])
-    volume = as_volume(upright, "image")
-    spacing = [float(edge) for edge in upright.pixdim]
+    volume, spacing = as_volume(upright, "image"), [float(edge) for edge in upright.pixdim]
     inverse = np.linalg.inv(np.asarray(upright.affine, dtype=float))
-    sets = {"predicted": nib.affines.apply_affine(inverse, points)}
+    sets = {("-", "+"): nib.affines.apply_affine(inverse, points)}  # line and mark of each -> voxels
     if truth is not None:
-        sets["true"] = nib.affines.apply_affine(inverse, truth)
-    middle = np.nanmean(sets["predicted"], axis=0)
+        sets[":", "o"] = nib.affines.apply_affine(inverse, truth)
+    middle = np.nanmean(sets["-", "+"], axis=0)
+    reach = np.nanmax(np.abs(np.concatenate(list(sets.values())) - middle) * spacing) + MARGIN
     position = [int(np.clip(round(float(m)), 0, n - 1)) for m, n in zip(middle, volume.shape, strict=True)]
-    limits = grey_limits(volume, None)
-    figure, axes = lay_out(volume.shape, spacing, False, 2, title, legend=len(lengths))
-    reach = [np.nanmax(np.abs(np.concatenate(list(sets.values())) - middle) * spacing, axis=0).max() + MARGIN]
-    for row in range(2):
-        for plane, axis in zip(PLANES, axes[row], strict=True):
-            extent = show_plane(axis, volume, plane, position, spacing, limits)
-            across, up = plane.across, vertical_axis(plane)
-            for kind, voxels in sets.items():
-                x = extent[1] - (voxels[:, across] + 0.5) * spacing[across]
-                y = (voxels[:, up] + 0.5) * spacing[up]
+    picture = PlaneFigure(volume, position, spacing, title, views=2, legend=len(lengths))
+    for view in range(2):
+        for panel in picture.panels(view):
+            for (line, mark), voxels in sets.items():
+                x, y = panel.place(voxels)
                 for ends, colour in zip(lengths.values(), COLOURS, strict=False):
                     pair = [list(names).index(end) for end in ends]
-                    line, mark = ("-", "+") if kind == "predicted" else (":", "o")
-                    axis.plot(x[pair], y[pair], line, color=colour, linewidth=0.9, marker=mark, markersize=5,
-                              markerfacecolor="none", markeredgewidth=0.9)  # fmt: skip
-            if row == 0:
-                axis.set_title(plane_title(plane, position, volume.shape), color=MUTED, fontsize=8, pad=4)
-                axis.set_xlim(extent[:2])
-                axis.set_ylim(extent[2:])
-            else:
-                cx = extent[1] - (middle[across] + 0.5) * spacing[across]
-                cy = (middle[up] + 0.5) * spacing[up]
-                ratio = extent[1] / extent[3]
-                half = (reach[0] * max(1.0, ratio), reach[0] * max(1.0, 1 / ratio))
-                axis.set_xlim(cx - half[0], cx + half[0])
-                axis.set_ylim(cy - half[1], cy + half[1])
-    axes[1][0].set_ylabel("around the points", color=TEXT, fontsize=8, labelpad=6)
-    _legend(figure, names, lengths, points, truth)
-    return figure
+                    panel.axis.plot(x[pair], y[pair], line, color=colour, linewidth=0.9, marker=mark, markersize=5,
+                                    markerfacecolor="none", markeredgewidth=0.9)  # fmt: skip
+            _set_limits(panel, None if view == 0 else middle, reach)
+    picture.caption(1, "around the points", size=8)
+    lines = []
+    for name, ends in lengths.items():
+        text = f"{name}   {length_mm(points, names, ends):.1f} mm"
+        if truth is not None:
+            text += f" predicted (cross) / {length_mm(truth, names, ends):.1f} mm true (circle)"
+        lines.append(text)
+    crosses = [Line2D([], [], color=colour, marker="+") for _, colour in zip(lengths, COLOURS, strict=False)]
+    picture.legend(crosses, lines)
+    return picture.figure
 
 
-def sdr_curve(rates: Mapping[str, np.ndarray], path: str | os.PathLike[str], title: str | None = None) -> Path:
-    """Write a curve of the share of points that lie within each distance, and return its path.
+def _set_limits(panel: Panel, middle: np.ndarray | None, reach: float) -> None:
+    """Show all of a panel, or the part of its shape with at least `reach` mm around a voxel."""
+    _, width, _, height = panel.extent
+    if middle is None:
+        limits = panel.extent
+    else:
+        x, y = map(float, panel.place(middle))
+        across, up = reach * max(1.0, width / height), reach * max(1.0, 1 / (width / height))
+        limits = (x - across, x + across, y - up, y + up)
+    panel.axis.set_xlim(limits[:2])
+    panel.axis.set_ylim(limits[2:])
+
+
+def sdr_figure(rates: Mapping[str, np.ndarray], title: str | None = None) -> Figure:
+    """Draw curves of the share of points that lie within each distance.
 
     Args:
         rates: point name -> share at each of THRESHOLDS mm, and "mean" over all points, drawn bold.
-        path: PNG file.
         title: printed above.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5.2, 3.6), dpi=DPI, facecolor=BACKGROUND)
-    axis = figure.add_axes((0.12, 0.14, 0.84, 0.76), facecolor=BACKGROUND)
+    figure = dark_figure(5.2, 3.6)
+    axis = figure.add_axes((0.12, 0.14, 0.84, 0.76), facecolor=figure.get_facecolor())
     for (name, rate), colour in zip(rates.items(), (*COLOURS, *COLOURS), strict=False):
         bold = name == MEAN
         axis.plot(THRESHOLDS, 100 * rate, label="all points" if bold else name, color=TEXT if bold else colour,
@@ -139,35 +110,4 @@ def sdr_curve(rates: Mapping[str, np.ndarray], path: str | os.PathLike[str], tit
     axis.legend(loc="lower right", frameon=False, fontsize=7, labelcolor=TEXT)
     if title:
         figure.text(0.5, 0.97, title, color=TEXT, fontsize=10, ha="center", va="top", parse_math=False)
-    return save_figure(figure, path)
-
-
-def _legend(
-    figure: Figure,
-    names: Sequence[str],
-    lengths: Mapping[str, Sequence[str]],
-    points: np.ndarray,
-    truth: np.ndarray | None,
-) -> None:
-    from matplotlib.lines import Line2D
-
-    lines, handles = [], []
-    for (name, ends), colour in zip(lengths.items(), COLOURS, strict=False):
-        text = f"{name}   {length_mm(points, list(names), ends):.1f} mm"
-        if truth is not None:
-            text += f" predicted (cross) / {length_mm(truth, list(names), ends):.1f} mm true (circle)"
-        lines.append(text)
-        handles.append(Line2D([], [], color=colour, marker="+"))
-    legend = figure.legend(
-        handles,
-        lines,
-        loc="lower center",
-        bbox_to_anchor=(0.5, 0.24 / figure.get_figheight()),
-        frameon=False,
-        fontsize=8,
-        labelcolor=TEXT,
-        labelspacing=0.35,
-        borderaxespad=0.0,
-    )
-    for entry in legend.get_texts():
-        entry.set_parse_math(False)
+    return figure

@@ -2,48 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mambamim_nets.bundle.visualize.planes import (
-    MUTED,
-    PLANES,
-    TEXT,
-    as_volume,
-    grey_limits,
-    lay_out,
-    plane_slice,
-    plane_title,
-    same_shape,
-    save_figure,
-    show_plane,
-)
+from mambamim_nets.bundle.visualize.planes import PlaneFigure, as_volume
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["reconstruction", "reconstruction_figure"]
+__all__ = ["reconstruction_figure"]
 
-HIDDEN = "#5f6368"
-
-
-def reconstruction(
-    image: Any,
-    visible: Any,
-    rebuilt: Any,
-    path: str | os.PathLike[str],
-    title: str | None = None,
-    spacing: Sequence[float] = (1.0, 1.0, 1.0),
-    window: tuple[float, float] | None = None,
-    given: Any | None = None,
-) -> Path:
-    """Write `reconstruction_figure` as a PNG file and return its path."""
-    return save_figure(reconstruction_figure(image, visible, rebuilt, title, spacing, window, given), path)
+HIDDEN = (0x5F / 255, 0x63 / 255, 0x68 / 255)  # grey
 
 
 def reconstruction_figure(
@@ -67,36 +38,20 @@ def reconstruction_figure(
             `image`.
         given: what the network saw, same shape, if not the visible part of `image`.
 
-    Returns:
-        The figure.
-
     Raises:
         ValueError: the shapes differ or are not 3-D.
     """
     image = as_volume(image, "image")
-    seen = image if given is None else same_shape(as_volume(given, "given"), image, "given")
-    visible = same_shape(as_volume(visible, "visible"), image, "visible") > 0.5
-    rebuilt = same_shape(as_volume(rebuilt, "rebuilt"), image, "rebuilt")
-    position = tuple(n // 2 for n in image.shape)
-    limits = grey_limits(image, window)
-    figure, axes = lay_out(image.shape, spacing, rows_are_planes=True, n_other=3, title=title, legend=0)
-    headings = ("input", f"visible ({100 * visible.mean():.0f} %)" if given is None else "distorted", "rebuilt")
-    for row, plane in enumerate(PLANES):
-        for column, values in enumerate((image, seen, rebuilt)):
-            axis = axes[row][column]
-            extent = show_plane(axis, values, plane, position, spacing, limits, smooth=False)
-            if column == 1:
-                _hide(axis, plane_slice(visible, plane, position), extent)
-            if row == 0:
-                axis.set_title(headings[column], color=TEXT, fontsize=9, pad=5)
-        axes[row][0].set_ylabel(plane_title(plane, position, image.shape), color=MUTED, fontsize=8, labelpad=6)
-    return figure
-
-
-def _hide(axis: Axes, visible: np.ndarray, extent: tuple[float, float, float, float]) -> None:
-    from matplotlib.colors import to_rgb
-
-    cover = np.zeros((*visible.shape, 4))
-    cover[..., :3] = to_rgb(HIDDEN)
-    cover[..., 3] = ~visible
-    axis.imshow(cover, extent=extent, interpolation="nearest", aspect="equal")
+    seen = image if given is None else as_volume(given, "given", image)
+    visible = as_volume(visible, "visible", image) > 0.5
+    rebuilt = as_volume(rebuilt, "rebuilt", image)
+    centre = [n // 2 for n in image.shape]
+    picture = PlaneFigure(image, centre, spacing, title, views=3, window=window, planes_are_rows=True)
+    seen_as = f"visible ({100 * visible.mean():.0f} %)" if given is None else "distorted"
+    for view, (name, volume) in enumerate((("input", image), (seen_as, seen), ("rebuilt", rebuilt))):
+        picture.caption(view, name)
+        for panel in picture.panels(view, volume, interpolation="nearest"):
+            if view == 1:
+                hidden = ~panel.cut(visible)
+                panel.cover(np.dstack([np.full((*hidden.shape, 3), HIDDEN), hidden]), interpolation="nearest")
+    return picture.figure

@@ -15,14 +15,14 @@ from monai.transforms import (
     RandFlipd,
     ResizeWithPadOrCropd,
     ScaleIntensityRanged,
+    ScaleIntensityRangePercentilesd,
     Spacingd,
     SpatialPadd,
 )
 
 from mambamim_nets import phantom
-from mambamim_nets.bundle.data.datasets import cached
-from mambamim_nets.bundle.data.disk_cache import described
-from mambamim_nets.bundle.transforms.normalisation import intensity
+from mambamim_nets.bundle.data.datasets import ReplaceUnreadabled
+from mambamim_nets.bundle.data.disk_cache import DiskCache, described
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def preparation(spacing=1.0, window=(0.5, 99.5), side=40):
         [
             LoadImaged("image", ensure_channel_first=True),
             Spacingd("image", [spacing] * 3),
-            intensity(["image"], "mr", *window),
+            ScaleIntensityRangePercentilesd("image", *window, b_min=0.0, b_max=1.0, clip=True),
             SpatialPadd("image", [side] * 3),
         ]
     )
@@ -45,8 +45,9 @@ def preparation(spacing=1.0, window=(0.5, 99.5), side=40):
 def prepared(images, folder, weight=1.0, tolerant=False, **options):
     """Return what a data set with a cache on disk gives, and the names of the cache's files."""
     items = [{"image": image, "case": os.path.basename(image), "weight": weight, "source": 0} for image in images]
-    chance = Compose([RandFlipd("image", prob=0.0)])
-    dataset = cached(items, preparation(**options), chance, "disk", cache_dir=str(folder), tolerant=tolerant)
+    steps = preparation(**options)
+    first = [ReplaceUnreadabled("image", steps)] if tolerant else list(steps.transforms)
+    dataset = DiskCache(items, Compose([*first, RandFlipd("image", prob=0.0)]), str(folder))
     tensors = [dataset[i]["image"] for i in range(len(items))]
     return tensors, {path.name for path in folder.iterdir()}
 
@@ -93,9 +94,7 @@ def test_scans_from_the_disk_and_scans_just_made_form_a_batch(images, tmp_path):
                 ResizeWithPadOrCropd("image", 40),
             ]
         )
-        data = cached(
-            [{"image": image} for image in images[:count]], crop, Compose([]), "disk", cache_dir=str(tmp_path)
-        )
+        data = DiskCache([{"image": image} for image in images[:count]], crop, str(tmp_path))
         return DataLoader(data, batch_size=2)
 
     assert len(list(loader(1))) == 1

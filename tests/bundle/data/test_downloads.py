@@ -65,11 +65,12 @@ class TestKiTS23:
         names = sorted(named_in(FOLDS))
         assert len(names) == 489 and names[0] == "case_00000" and names[-1] == "case_00588"
         cases = labelled_cases(kits(tmp_path / "all", names), ["CT"])
-        validation = [fold_cases(cases, str(tmp_path), fold, "val", published=str(FOLDS)) for fold in range(5)]
+        bundle = str(FOLDS.parents[1])
+        validation = [fold_cases(cases, str(tmp_path), fold, "val", bundle_root=bundle) for fold in range(5)]
         assert [len(fold) for fold in validation] == [98, 98, 98, 98, 97]
         assert [item["case"] for item in validation[0]][:3] == ["case_00004", "case_00005", "case_00006"]
         some = labelled_cases(kits(tmp_path / "some", names[:50]), ["CT"])
-        assert len(fold_cases(some, str(tmp_path), 0, "val", published=str(FOLDS))) == 10
+        assert len(fold_cases(some, str(tmp_path), 0, "val", bundle_root=bundle)) == 10
 
 
 class TestCTORG:

@@ -108,14 +108,14 @@ def test_everything_wrong_with_a_data_set_is_said_at_once(copied):
     edit(copied, change)
     image = copied / "imagesTr" / "phantom_001.nii.gz"
     nib.save(nib.Nifti1Image(np.full((32, 32, 32), np.nan, np.float32), np.eye(4)), image)
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(ValueError, match="4 problems") as caught:
         landmark_cases(str(copied), NAMES)
     first, *lines = str(caught.value).splitlines()
     assert first == "4 problems in 3 of 3 cases:"
     table = f"{copied / 'landmarks.csv'}"
     assert lines[0].startswith(f"{table}: phantom_000: point 'HDV_ende': must be one of")
     assert lines[0].endswith("did you mean 'HDV_end'?")
-    assert lines[1].startswith(f"{image}: ") and "NaN or infinite voxels" in lines[1]
+    assert lines[1].startswith(f"{image}: ") and "voxels are NaN or infinite" in lines[1]
     assert "phantom_001: points ADV_start missing" in lines[2] and "--allow_missing true" in lines[2]
     assert lines[3].startswith(f"{table}: point 'TCD_end' of phantom_002 at RAS")
     assert lines[3].endswith("correct it") and "phantom_002.nii.gz" in lines[3]
@@ -146,7 +146,7 @@ def test_points_of_the_wrong_frame_are_recognised(copied):
     edit(copied, lambda row: row | {"frame": "LPS"})
     with pytest.raises(ValueError, match="18 problems in 3 of 3 cases") as caught:
         landmark_cases(str(copied), NAMES)
-    assert str(caught.value).count("is it RAS or LPS?") == 18
+    assert str(caught.value).count("whether the file means RAS or LPS") == 18
 
 
 def test_the_check_remembers_and_forgets(copied, tmp_path, caplog):

@@ -210,9 +210,14 @@ def test_an_image_too_large_for_the_memory_in_pretraining(coarse, bundle_run, re
 
 
 def test_a_cache_that_does_not_fit_into_the_memory_is_warned_of(data, bundle_run, reliability, monkeypatch):
-    from mambamim_nets.bundle.data import datasets as data_sets
+    original = memory.ScanMemory.warn_of_cache
 
-    monkeypatch.setattr(data_sets, "free_memory", lambda: 200_000)
+    def with_little_memory(*arguments):
+        with monkeypatch.context() as patched:
+            patched.setattr(memory, "free_memory", lambda: 200_000)
+            original(*arguments)
+
+    monkeypatch.setattr(memory.ScanMemory, "warn_of_cache", with_little_memory)
     end = bundle_run("msd_seg", dataset_dir=str(data), max_epochs=1)
-    words, hide = "give --cache disk", rf"{HIDE}|(?<=cache_rate )[\d.]+|\d+(?= scans)"
+    words, hide = "give --cache_rate", rf"{HIDE}|(?<=cache_rate )[\d.]+|\d+(?= scans)"
     reliability("Training runs", "a cache too large for the memory", end, warning=words, hide=hide)

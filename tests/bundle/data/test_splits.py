@@ -2,18 +2,23 @@
 
 import json
 import logging
-import os
 from pathlib import Path
 from typing import ClassVar
 
 import pytest
+from helpers import BUNDLES
 
 from mambamim_nets.bundle.data.datasets import fold_cases
 from mambamim_nets.bundle.data.labelled import labelled_cases
-from mambamim_nets.bundle.data.splits import folds, limit_cases, listed_parts, named_in, split, with_listed_parts
-
-REPOSITORY = Path(__file__).resolve().parents[3]
-DATA = Path(os.environ.get("MAMBAMIM_DATA", REPOSITORY.parent / "shared" / "data"))
+from mambamim_nets.bundle.data.splits import (
+    folds,
+    limit_cases,
+    listed_parts,
+    named_in,
+    split,
+    with_listed_parts,
+    with_numbered_subjects,
+)
 
 
 def write(path: Path, content) -> Path:
@@ -23,6 +28,12 @@ def write(path: Path, content) -> Path:
 
 def subjects(n_subjects: int, per_subject: int = 2) -> list[dict]:
     return [{"case": f"c{s:02d}_{i}", "subject": f"s{s}"} for s in range(n_subjects) for i in range(per_subject)]
+
+
+def folds_of_a_bundle(folder, content):
+    """Write the folds that come with a bundle; return the bundle and the file."""
+    (folder / "bundle" / "configs").mkdir(parents=True)
+    return str(folder / "bundle"), str(write(folder / "bundle" / "configs" / "folds.json", content))
 
 
 class TestFolds:
@@ -209,30 +220,30 @@ class TestFoldCases:
 
     def test_published_folds_are_used_and_named(self, tmp_path, caplog):
         (tmp_path / "data").mkdir()
-        path = str(write(tmp_path / "folds.json", {"folds": {"0": self.HALVES[0], "1": self.HALVES[1]}, "source": "x"}))
+        bundle, path = folds_of_a_bundle(tmp_path, {"folds": {"0": self.HALVES[0], "1": self.HALVES[1]}, "source": "x"})
         with caplog.at_level(logging.INFO):
-            chosen = fold_cases(self.CASES, str(tmp_path / "data"), 1, "val", published=path)
+            chosen = fold_cases(self.CASES, str(tmp_path / "data"), 1, "val", bundle_root=bundle)
         assert [item["case"] for item in chosen] == self.HALVES[1]
         assert path in caplog.text
 
     @pytest.mark.parametrize("names", ["abcde", "abcdefg"])
     def test_published_folds_of_other_cases_are_not_used(self, tmp_path, caplog, names):
-        path = write(tmp_path / "folds.json", {"folds": {"0": list(names[:2]), "1": list(names[2:])}})
+        bundle, _ = folds_of_a_bundle(tmp_path, {"folds": {"0": list(names[:2]), "1": list(names[2:])}})
         with caplog.at_level(logging.INFO):
-            published = fold_cases(self.CASES, str(tmp_path), 0, "val", published=str(path))
+            published = fold_cases(self.CASES, str(tmp_path), 0, "val", bundle_root=bundle)
         assert published == fold_cases(self.CASES, str(tmp_path), 0, "val")
         assert "folds made by subject" in caplog.text
 
     def test_no_published_file(self, tmp_path):
         assert named_in(tmp_path / "none.json") == set()
-        assert fold_cases(self.CASES, str(tmp_path), 0, "val", published=str(tmp_path / "none.json"))
+        assert fold_cases(self.CASES, str(tmp_path), 0, "val", bundle_root=str(tmp_path))
 
     @pytest.mark.parametrize("given", ["fold_file", "split.json", "splits_final.json"])
     def test_files_that_go_before_the_published_folds(self, tmp_path, given):
-        published = str(write(tmp_path / "published.json", self.HALVES))
+        bundle, _ = folds_of_a_bundle(tmp_path, self.HALVES)
         path = write(tmp_path / given, {"folds": [["f"], ["a", "b", "c", "d", "e"]]})
         file = str(path) if given == "fold_file" else None
-        chosen = fold_cases(self.CASES, str(tmp_path), 0, "val", file, published=published)
+        chosen = fold_cases(self.CASES, str(tmp_path), 0, "val", file, bundle_root=bundle)
         assert [item["case"] for item in chosen] == ["f"]
 
 
@@ -255,12 +266,8 @@ class TestLimitCases:
             limit_cases(subjects(3), n, seed=0)
 
 
-@pytest.mark.skipif(
-    not (DATA / "msd_hippocampus" / "split.json").is_file(),
-    reason=f"MSD Hippocampus is not in {DATA}; set MAMBAMIM_DATA to the folder that holds msd_hippocampus",
-)
-def test_hippocampus_folds_are_disjoint_by_subject():
-    root = DATA / "msd_hippocampus"
+def test_hippocampus_folds_are_disjoint_by_subject(real_data):
+    root = real_data("msd_hippocampus")
     cases = labelled_cases(root)
     subject_of = {item["case"]: item["subject"] for item in cases}
     assert len(cases) == 202
@@ -286,7 +293,7 @@ BTCV = tuple(f"img{number:04d}" for number in (*range(1, 11), *range(21, 41)))
     ],
 )
 def test_published_folds_divide_every_case_once(bundle, sizes, case):
-    path = REPOSITORY / "bundles" / bundle / "configs" / "folds.json"
+    path = BUNDLES / bundle / "configs" / "folds.json"
     names = named_in(path)
     divided = folds([{"case": name} for name in names], path)
     assert [len(fold) for fold in divided] == sizes
@@ -295,22 +302,46 @@ def test_published_folds_divide_every_case_once(bundle, sizes, case):
     assert bundle != "btcv_seg" or names == set(BTCV)
 
 
-@pytest.mark.skipif(
-    not (DATA / "splits" / "btcv_dataset_0.json").is_file(),
-    reason=f"the published split of BTCV is not in {DATA}; set MAMBAMIM_DATA to the folder that holds splits",
-)
-def test_official_split_of_btcv_as_downloaded(tmp_path):
+def test_official_split_of_btcv_as_downloaded(real_data, tmp_path):
     for name in BTCV:
         for kind in ("img", "label"):
             path = tmp_path / "RawData" / "Training" / kind / f"{name.replace('img', kind)}.nii.gz"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
     cases = labelled_cases(tmp_path, ["CT"])
-    fold_file = str(DATA / "splits" / "btcv_dataset_0.json")
+    fold_file = str(real_data("splits/btcv_dataset_0.json"))
     train, val = (fold_cases(cases, str(tmp_path), "official", part, fold_file) for part in ("train", "val"))
     assert [item["case"] for item in train] == list(BTCV[:24])
     assert [item["case"] for item in val] == list(BTCV[24:])
-    published = str(REPOSITORY / "bundles" / "btcv_seg" / "configs" / "folds.json")
-    assert fold_cases(cases, str(tmp_path), 0, "val", published=published) == [
+    bundle = str(BUNDLES / "btcv_seg")
+    assert fold_cases(cases, str(tmp_path), 0, "val", bundle_root=bundle) == [
         {key: value for key, value in item.items() if key != "listed"} for item in val
     ]
+
+
+NUMBERED = {"pattern": r"hippocampus_(\d+)", "consecutive": 2}
+
+
+def test_numbered_cases_of_one_person_are_never_divided():
+    """A plain download of Task04 has no split.json: 2k - 1 and 2k are the two hippocampi of one person."""
+    cases = [{"case": f"hippocampus_{number:03d}"} for number in (1, 3, 4, *range(6, 60, 3), *range(61, 99))]
+    divided = folds(with_numbered_subjects(cases, **NUMBERED))
+    fold_of = {case: number for number, fold in enumerate(divided) for case in fold}
+    pairs = [(f"hippocampus_{k - 1:03d}", f"hippocampus_{k:03d}") for k in range(2, 99, 2)]
+    together = [fold_of[first] == fold_of[second] for first, second in pairs if {first, second} <= set(fold_of)]
+    assert len(together) > 15 and all(together)
+    alone = {case: number for number, fold in enumerate(folds(cases)) for case in fold}
+    assert not all(alone[a] == alone[b] for a, b in pairs if {a, b} <= set(alone)), "without the rule they were"
+
+
+def test_numbered_subjects_leave_what_is_known_and_other_names_alone():
+    known = [{"case": "hippocampus_001", "subject": "x"}, {"case": "hippocampus_002"}]
+    assert [item["subject"] for item in with_numbered_subjects(known, **NUMBERED)] == ["x", "1"]
+    others = [{"case": "hippocampus_001"}, {"case": "brain_2"}]
+    assert with_numbered_subjects(others, **NUMBERED) == others
+
+
+def test_the_hippocampus_task_has_the_rule_of_its_data_set():
+    root = Path(__file__).parents[3]
+    task = json.loads((root / "bundles/msd_seg/configs/tasks/Task04_Hippocampus.json").read_text())
+    assert task["subjects"] == NUMBERED

@@ -75,7 +75,7 @@ class TestUnlabelledImages:
         (tmp_path / "imagesTr" / "case_0_0001.nii.gz").unlink()
         with caplog.at_level(logging.WARNING):
             assert len(unlabelled_images([str(tmp_path)])) == 1
-        assert "case_0: channels [0]" in caplog.text
+        assert "case_0 is left out: its channels are [0]" in caplog.text
 
     def test_recursive_folder(self, tmp_path):
         for name in ("b/x.nii.gz", "a/y.nii", "z.nii.gz"):

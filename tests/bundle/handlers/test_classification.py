@@ -39,7 +39,7 @@ def test_files_that_hold_no_threshold_of_this_task(tmp_path, held, message):
 
 
 def report(tmp_path, network, classes=CLASSES):
-    loader = mb.ScanLoader(Dataset([{"image": f"{name}.nii", "name": name, "series": ""} for name in "abc"]))
+    loader = mb.ScanLoader(Dataset([{"image": f"{name}.nii", "name": name, "series": None} for name in "abc"]))
     return mb.DecisionReport(loader, network, classes, str(tmp_path), "none.pt", (3, 3, 3), threshold=0.5)
 
 
@@ -63,10 +63,10 @@ def test_a_folder_of_another_task_is_refused(tmp_path):
     write("b", 0.7)
     write("a", 0.2)
     lines = (tmp_path / "predictions.csv").read_text().splitlines()
-    assert lines[0] == "scan,probability (AD),decision,threshold,warnings,made from"
-    assert lines[1:] == ["a,0.200000,NC,0.500000,,", "b,0.700000,AD,0.500000,,"]
+    assert lines[0] == "scan,probability (AD),decision,threshold,warnings,weights,made from"
+    assert lines[1:] == ["a,0.200000,NC,0.500000,,,", "b,0.700000,AD,0.500000,,,"]
     assert sorted(report(tmp_path, network).rows) == ["a", "b"], "a folder may be filled in several runs"
     with pytest.raises(ValueError, match=r"has the columns .*which must be this task's .*give another --output_dir"):
         report(tmp_path, network, ["sMCI", "pMCI"])
-    with pytest.raises(ValueError, match="probability nan: must be finite"):
+    with pytest.raises(ValueError, match="the probability is nan, which must be a finite number"):
         write("c", float("nan"))

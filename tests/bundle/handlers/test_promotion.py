@@ -7,6 +7,7 @@ import torch
 
 from mambamim_nets import HyMambaSeg
 from mambamim_nets.bundle.handlers.promotion import promote
+from mambamim_nets.checkpoint import load_weights, stamped
 
 
 @pytest.fixture
@@ -61,6 +62,16 @@ def test_a_bundle_without_weights_gets_them(network, tmp_path):
     shipped = tmp_path / "models" / "model.pt"
     assert run(network, save(tmp_path / "best.pt", network, 0.1), str(shipped)) is True
     assert mark_of(shipped) == pytest.approx(0.1)
+
+
+def test_installed_weights_are_in_half_precision_and_keep_their_record(network, tmp_path):
+    state = stamped(network.state_dict(), {"task": "organs"})
+    torch.save(state, tmp_path / "best.pt")
+    shipped = tmp_path / "models" / "model.pt"
+    shipped.parent.mkdir()
+    run(network, str(tmp_path / "best.pt"), str(shipped))
+    assert {value.dtype for value in torch.load(shipped, weights_only=True).values()} == {torch.float16, torch.float32}
+    assert load_weights(network, shipped).record == {"task": "organs"}
 
 
 def test_a_candidate_that_does_not_exist_changes_nothing(network, tmp_path):

@@ -8,11 +8,11 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
+from helpers import BUNDLES
 from monai.data import Dataset
 
 from mambamim_nets import phantom
@@ -22,8 +22,7 @@ from mambamim_nets.bundle.handlers.scan_results import ScanResults, _settings
 from mambamim_nets.bundle.inference.scan_lists import scans
 from mambamim_nets.bundle.inference.scan_loader import ScanLoader, finish
 
-BUNDLES = Path(__file__).parents[3] / "bundles"
-COLUMNS = ["scan", "mean", "warnings", "made from"]
+COLUMNS = ["scan", "mean", "warnings", "weights", "made from"]
 
 
 class Engine:
@@ -100,7 +99,7 @@ def test_a_second_run_leaves_out_what_is_done(tmp_path, caplog):
     assert "3 of 3 scans are left out" in caplog.text and "--overwrite true" in caplog.text
     assert "3 of 3 scans done" in caplog.text
     assert (tmp_path / "out" / "means.csv").read_text() == before
-    assert run(tmp_path, overwrite="true").seen == ["a", "b", "c"]
+    assert run(tmp_path, overwrite=True).seen == ["a", "b", "c"]
     assert [row[0] for row in table(tmp_path / "out" / "means.csv")] == ["scan", "a", "b", "c"]
 
 
@@ -216,13 +215,18 @@ def test_a_scan_that_lacks_a_result_is_named_at_the_end(tmp_path, caplog):
 # --- tables of others -----------------------------------------------------------------------------
 
 
-def test_a_table_of_an_earlier_version_keeps_its_rows(tmp_path):
+@pytest.mark.parametrize(
+    "earlier",
+    ["scan,mean\nb,0.1\nold,0.2\n", "scan,mean,warnings,made from\nb,0.1,look,123\nold,0.2,,\n"],
+    ids=["without warnings", "without weights"],
+)
+def test_a_table_of_an_earlier_version_keeps_its_rows(tmp_path, earlier):
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "means.csv").write_text("scan,mean\nb,0.1\nold,0.2\n")
+    (tmp_path / "out" / "means.csv").write_text(earlier)
     assert run(tmp_path).seen == ["a", "b", "c"], "nobody knows what b was made from"
     rows = {row[0]: row[1:] for row in table(tmp_path / "out" / "means.csv")}
     assert list(rows) == ["scan", "a", "b", "c", "old"]
-    assert rows["old"] == ["0.2", "", ""] and rows["b"][0] == "0.5"
+    assert rows["old"] == ["0.2", "", "", ""] and rows["b"][0] == "0.5"
 
 
 def test_other_columns_are_refused(tmp_path):
@@ -323,7 +327,12 @@ def test_every_report_knows_what_is_done(bundle_run, hippocampi, tmp_path, monke
     first = bundle_run(bundle, "inference", **options)
     assert first.status == 0 and "1 of 1 scans done" in first.log, first.log[-2000:]
     header, row = table(tmp_path / "out" / name)
-    assert header[-2:] == ["warnings", "made from"] and row[-2] == "look at this" and len(row) == len(header)
+    assert (
+        header[-3:] == ["warnings", "weights", "made from"]
+        and row[-3] == "look at this"
+        and row[-2]
+        and len(row) == len(header)
+    )
     second = bundle_run(bundle, "inference", **options)
     assert second.status == 0 and "1 of 1 scans are left out" in second.log
     assert table(tmp_path / "out" / name) == [header, row]
@@ -366,7 +375,7 @@ def test_the_settings_of_a_result(bundle_run, hippocampi, tmp_path, monkeypatch)
     assert segment(bundle_run, moved, tmp_path / "b", **free).status == 0
     assert seen[0] == seen[1]
     assert {"overlap", "roi_size", "spacing", "keep_largest", "assume_axes", "network_def#size"} <= set(seen[0])
-    assert segment(bundle_run, scan, tmp_path / "c", **{"inferer::mirror_axes": [0]}).status == 0
+    assert segment(bundle_run, scan, tmp_path / "c", **{"inferer::overlap": 0.25}).status == 0
     assert seen[2] != seen[0]
 
 

@@ -2,11 +2,11 @@
 
 import json
 import logging
-import os
 from pathlib import Path
 
 import pytest
 import torch
+from helpers import BUNDLES
 from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 from monai.data.utils import dense_patch_slices
@@ -19,11 +19,8 @@ from mambamim_nets.bundle.inference import inferers
 from mambamim_nets.bundle.inference.inferers import AutocastInferer, bfloat16_is_fast
 from mambamim_nets.bundle.labels import Targets
 
-BUNDLES = Path(__file__).parents[3] / "bundles"
-SHARED = Path(os.environ.get("MAMBAMIM_DATA", Path(__file__).parents[3] / ".." / "shared" / "data"))
-CT = SHARED / "totalsegmentator" / "ct_abdomen_3mm" / "image.nii.gz"
-SOFTMAX = Targets({1: "liver", 2: "spleen"})
-REGIONS = Targets({1: "core", 2: "rim"}, {"whole": [1, 2], "core": [1]})
+SOFTMAX = Targets({"liver": 1, "spleen": 2})
+REGIONS = Targets({"core": 1, "rim": 2}, {"whole": [1, 2], "core": [1]})
 
 # --- mirroring ------------------------------------------------------------------------------------
 
@@ -77,7 +74,7 @@ def test_autocast_computes_in_bfloat16_and_returns_float32(convolution):
     image = torch.randn(1, 2, 4, 4, 4)
     with torch.no_grad():
         exact = AutocastInferer(SimpleInferer(), amp=False)(image, convolution)
-        rounded = AutocastInferer(SimpleInferer(), amp="true")(image, convolution)
+        rounded = AutocastInferer(SimpleInferer(), amp=True)(image, convolution)
     assert exact.dtype == rounded.dtype == torch.float32
     assert torch.equal(rounded, rounded.bfloat16().float()) and not torch.equal(exact, rounded)
     torch.testing.assert_close(exact, rounded, rtol=0.05, atol=0.05)
@@ -186,17 +183,17 @@ def test_without_air_given_every_window_is_computed():
     assert len(network.windows) == 3
 
 
-@pytest.mark.skipif(not CT.is_file(), reason="real CT is not there: set MAMBAMIM_DATA")
-def test_on_a_real_ct_only_windows_of_air_change():
+def test_on_a_real_ct_only_windows_of_air_change(real_data):
+    ct = str(real_data("totalsegmentator/ct_abdomen_3mm/image.nii.gz"))
     parser = ConfigParser()
     parser.read_config(str(BUNDLES / "btcv_seg/configs/inference.json"))
-    parser.update({"input": str(CT), "roi_size": [16, 16, 16], "amp": False, "device": "$torch.device('cpu')"})
+    parser.update({"input": ct, "roi_size": [16, 16, 16], "amp": False, "device": "$torch.device('cpu')"})
     parser["bundle_root"] = str(BUNDLES / "btcv_seg")
-    image = parser.get_parsed_content("preprocessing")({"image": str(CT)})["image"][None]
+    image = parser.get_parsed_content("preprocessing")({"image": ct})["image"][None]
     torch.manual_seed(0)
     convolution = nn.Conv3d(1, 14, 3, padding=1)
     with torch.no_grad():
-        inner = parser.get_parsed_content("inferer")
+        inner = parser.get_parsed_content("autocast_inferer")
         inner.report = False
         skipping = inner(image, convolution)[0].as_tensor().argmax(0)
         inner.air = None
@@ -221,7 +218,7 @@ def test_tensorrt_parses_with_inference_and_is_refused_without_a_gpu(name):
     parser.read_config(files)
     parser.update({"bundle_root": str(BUNDLES / name), "device": "$torch.device('cpu')"})
     assert set(json.loads(Path(files[1]).read_text())) <= {*json.loads(Path(files[0]).read_text()), "trt_args"}
-    assert parser.get_parsed_content("inferer").inferer.sw_batch_size == 1, "the engine takes one window"
+    assert parser.get_parsed_content("inferer").sw_batch_size == 1, "the engine takes one window"
     with pytest.raises(RuntimeError) as caught:
         parser.get_parsed_content("network")
     assert "needs an NVIDIA GPU and the packages tensorrt and polygraphy; device is cpu" in str(caught.value.__cause__)

@@ -16,7 +16,7 @@ from pydicom.encaps import encapsulate  # noqa: E402
 from pydicom.uid import JPEG2000Lossless  # noqa: E402
 
 from mambamim_nets.bundle.inference.scan_lists import scans  # noqa: E402
-from mambamim_nets.bundle.io.dicom_series import series_files, series_of  # noqa: E402
+from mambamim_nets.bundle.io.dicom_series import series_of  # noqa: E402
 from mambamim_nets.bundle.visualize.segmentation import overlay_figure  # noqa: E402
 
 
@@ -166,7 +166,7 @@ def test_a_broken_slice_fails_its_own_series_alone(bundle_run, tmp_path, reliabi
         second = write_series(folder, number=11)
         for file in sorted(folder.glob("s11_*"))[1:3]:
             damage(file, how)
-        items = {item["series"]: item for item in scans(str(folder), str(tmp_path / "out"))}
+        items = {item["series"].uid: item for item in scans(str(folder), str(tmp_path / "out"))}
         assert "error" not in items[first]
         assert re.search(r"s11_1\.dcm cannot be read .*, s11_2\.dcm cannot be read", items[second]["error"])
     end = segment(bundle_run, tmp_path / "name", tmp_path / "out")
@@ -195,7 +195,7 @@ def test_a_slice_without_preamble_among_others_is_read(tmp_path):
     file = spatial(tmp_path / "case")[-1]
     damage(file, lambda content: content[132:])
     (item,) = scans(str(tmp_path / "case"), str(tmp_path))
-    assert "error" not in item and len(series_files(item["image"], uid)) == 5
+    assert "error" not in item and item["series"].uid == uid and len(item["series"].files) == 5
 
 
 # --- geometry -------------------------------------------------------------------------------------
@@ -299,12 +299,12 @@ def test_numbers_that_disagree_are_warnings(bundle_run, tmp_path, reliability, m
         titles.append(title)
         return overlay_figure(image, label, labels, title, *args)
 
-    monkeypatch.setattr("mambamim_nets.bundle.visualize.segmentation.overlay_figure", figure)
+    monkeypatch.setattr("mambamim_nets.bundle.handlers.segmentation.overlay_figure", figure)
     end = segment(bundle_run, tmp_path / "case", tmp_path / "out")
     reliability("DICOM", fault, end, warning=warning)
     with (tmp_path / "out" / "volumes.csv").open(newline="") as file:
         (row,) = csv.DictReader(file)
-    assert warning in row["warnings"] and titles == [f"case\n{row['warnings']}"]
+    assert warning in row["warnings"] and titles == [f"case\ndemonstration weights; {row['warnings']}"]
 
 
 def test_numbers_that_agree_are_none(tmp_path):
@@ -398,3 +398,29 @@ def test_a_warning_is_one_line_below_the_title():
     box, title = (text.get_window_extent() for text in (note, texts["title"]))
     assert box.x0 > 0 and box.x1 < figure.bbox.x1
     assert box.y1 < title.y0 and box.y0 > figure.axes[0].title.get_window_extent().y1
+
+
+def test_a_dicom_seg_says_that_weights_are_a_demonstration(bundle_run, tmp_path):
+    write_series(tmp_path / "case")
+    assert segment(bundle_run, tmp_path / "case", tmp_path / "out").status == 0
+    seg = pydicom.dcmread(tmp_path / "out" / "case_seg.dcm")
+    assert seg.SeriesDescription.startswith("demonstration weights: BTCV")
+    assert seg.SeriesDescription.endswith("(research use only)") and len(seg.SeriesDescription) <= 64
+    names = {
+        item.AlgorithmName
+        for segment_ in seg.SegmentSequence
+        for item in segment_.SegmentationAlgorithmIdentificationSequence
+    }
+    assert names == {"mambamim_nets, demonstration weights"}
+
+
+def test_a_series_of_another_modality_is_refused_unless_forced(bundle_run, tmp_path):
+    write_series(tmp_path / "case", change=stated("Modality", "MR"))
+    end = segment(bundle_run, tmp_path / "case", tmp_path / "out")
+    assert end.status == 1 and "DICOM Modality is MR: must be CT" in end.last and "--force true" in end.last
+    options = {"input": str(tmp_path / "case"), "output_dir": str(tmp_path / "out"), "spacing": SHIPPED["btcv_seg"]}
+    forced = bundle_run("btcv_seg", "inference", force=True, **options)
+    assert forced.status == 0, forced.log[-3000:]
+    with (tmp_path / "out" / "volumes.csv").open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert row["warnings"].startswith("FORCED, ") and "Modality is MR" in row["warnings"]

@@ -1,11 +1,9 @@
 """DICOM-SEG lies on the slices of its series."""
 
-import os
-from pathlib import Path
-
 import nibabel as nib
 import numpy as np
 import pytest
+from helpers import BUNDLES
 
 pydicom = pytest.importorskip("pydicom")
 pytest.importorskip("itk")
@@ -19,12 +17,10 @@ from monai.transforms import Compose, Invertd, Orientationd, SaveImage, Spacingd
 from mambamim_nets.bundle.inference.scan_lists import scans  # noqa: E402
 from mambamim_nets.bundle.inference.scan_loader import ScanLoader  # noqa: E402
 from mambamim_nets.bundle.io.dicom_seg import segment_codes, write_dicom_seg  # noqa: E402
-from mambamim_nets.bundle.io.dicom_series import series_files, series_geometry  # noqa: E402
-from mambamim_nets.bundle.io.reader import LoadScand  # noqa: E402
+from mambamim_nets.bundle.io.dicom_series import series_of  # noqa: E402
+from mambamim_nets.bundle.io.scan_formats import LoadScand  # noqa: E402
 
-METADATA = Path(__file__).parents[3] / "bundles/btcv_seg/configs/metadata.json"
-REAL = Path(os.environ.get("MAMBAMIM_DATA", "../shared/data")) / "totalsegmentator/ct_dicom"
-needs_real = pytest.mark.skipif(not REAL.is_dir(), reason=f"no {REAL}: set MAMBAMIM_DATA to the real data")
+METADATA = BUNDLES / "btcv_seg/configs/metadata.json"
 
 SEG = "1.2.840.10008.5.1.4.1.1.66.4"
 
@@ -33,15 +29,15 @@ SEG = "1.2.840.10008.5.1.4.1.1.66.4"
 @pytest.mark.parametrize("kind", ORIENTATIONS)
 def test_a_dicom_seg_gives_the_label_map_back(tmp_path, kind, axcodes):
     uid = write_series(tmp_path / "case", kind)
-    files = series_files(str(tmp_path / "case"), uid)
-    affine, shape = series_geometry(files)
+    (series,) = series_of(tmp_path / "case")[0]
+    affine, shape, files = series.affine, series.shape, series.files
     image = nib.Nifti1Image(np.random.default_rng(2).integers(0, 3, shape, dtype="uint8"), affine)
     wanted = nib.orientations.axcodes2ornt(axcodes)
     image = image.as_reoriented(nib.orientations.ornt_transform(nib.io_orientation(affine), wanted))
     label = np.asarray(image.dataobj)
     labels = {1: "left kidney", 2: "tumour", 3: "spleen"}
     codes = segment_codes(METADATA, ["left kidney", "spleen"])
-    path = write_dicom_seg(label, image.affine, files, labels, tmp_path / "new" / "seg.dcm", "organs " * 20, codes)
+    path = write_dicom_seg(label, image.affine, series, labels, tmp_path / "new" / "seg.dcm", "organs " * 20, codes)
     np.testing.assert_array_equal(rebuilt(path, label.shape, image.affine), label)
 
     seg, source = pydicom.dcmread(path), pydicom.dcmread(files[0])
@@ -62,7 +58,7 @@ def test_a_dicom_seg_gives_the_label_map_back(tmp_path, kind, axcodes):
 
 @pytest.mark.parametrize("kind", ORIENTATIONS)
 def test_what_was_found_after_preprocessing_lies_on_the_series(tmp_path, kind):
-    uid = write_series(tmp_path / "case", kind, slices=9)
+    write_series(tmp_path / "case", kind, slices=9)
     preprocessing = Compose([LoadScand("image"), Orientationd("image", "RAS"), Spacingd("image", (1.0, 1.0, 1.0))])
     (batch,) = ScanLoader(MonaiDataset(scans(str(tmp_path / "case"), str(tmp_path)), preprocessing))
     item = decollate_batch({"image": batch["image"], "pred": (batch["image"] > 0).float()})[0]
@@ -71,26 +67,28 @@ def test_what_was_found_after_preprocessing_lies_on_the_series(tmp_path, kind):
     saved = nib.load(tmp_path / "case_trans.nii.gz")
     label, affine = np.asarray(pred[0]).astype("uint8"), np.asarray(pred.affine)
     np.testing.assert_allclose(saved.affine, affine, atol=1e-4)
-    files = series_files(str(tmp_path / "case"), uid)
-    path = write_dicom_seg(label, affine, files, {1: "liver"}, tmp_path / "seg.dcm", "x")
+    (series,) = series_of(tmp_path / "case")[0]
+    path = write_dicom_seg(label, affine, series, {1: "liver"}, tmp_path / "seg.dcm", "x")
     assert label.any()
     np.testing.assert_array_equal(rebuilt(path, label.shape, affine), label)
 
 
 def test_nothing_found_is_a_dicom_seg_too(tmp_path):
-    files = series_files(str(tmp_path / "case"), write_series(tmp_path / "case"))
-    affine, shape = series_geometry(files)
-    path = write_dicom_seg(np.zeros(shape, "uint8"), affine, files, {1: "liver"}, tmp_path / "seg.dcm", "x")
+    write_series(tmp_path / "case")
+    (series,) = series_of(tmp_path / "case")[0]
+    path = write_dicom_seg(
+        np.zeros(series.shape, "uint8"), series.affine, series, {1: "liver"}, tmp_path / "seg.dcm", "x"
+    )
     assert not pydicom.dcmread(path).pixel_array.any()
 
 
 def test_another_grid_is_refused(tmp_path):
-    files = series_files(str(tmp_path / "case"), write_series(tmp_path / "case"))
-    affine, shape = series_geometry(files)
-    label = np.ones(shape, dtype="uint8")
+    write_series(tmp_path / "case")
+    (series,) = series_of(tmp_path / "case")[0]
+    affine, label = series.affine, np.ones(series.shape, dtype="uint8")
 
     def write(label, affine):
-        write_dicom_seg(label, affine, files, {1: "liver"}, tmp_path / "seg.dcm", "x")
+        write_dicom_seg(label, affine, series, {1: "liver"}, tmp_path / "seg.dcm", "x")
 
     shifted, turned = affine.copy(), affine.copy()
     shifted[0, 3] += 0.3
@@ -105,14 +103,13 @@ def test_another_grid_is_refused(tmp_path):
     assert not (tmp_path / "seg.dcm").exists()
 
 
-@needs_real
-def test_a_dicom_seg_of_a_real_series(tmp_path):
+def test_a_dicom_seg_of_a_real_series(real_data, tmp_path):
     """Its label map is stored with another direction of rows than the series."""
-    image = nib.load(REAL / "label_btcv13.nii.gz")
+    folder = real_data("totalsegmentator/ct_dicom")
+    image = nib.load(folder / "label_btcv13.nii.gz")
     label = np.asarray(image.dataobj).astype("uint8")
-    (item,) = scans(str(REAL / "series"), str(tmp_path))
-    files = series_files(item["image"], item["series"])
+    (item,) = scans(str(folder / "series"), str(tmp_path))
     labels = {value: f"organ {value}" for value in range(1, 14)}
-    path = write_dicom_seg(label, image.affine, files, labels, tmp_path / "seg.dcm", "organs")
+    path = write_dicom_seg(label, image.affine, item["series"], labels, tmp_path / "seg.dcm", "organs")
     np.testing.assert_array_equal(rebuilt(path, label.shape, image.affine), label)
-    assert pydicom.dcmread(path).ReferencedSeriesSequence[0].SeriesInstanceUID == item["series"]
+    assert pydicom.dcmread(path).ReferencedSeriesSequence[0].SeriesInstanceUID == item["series"].uid

@@ -3,6 +3,8 @@
 import logging
 import os
 import re
+import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,7 @@ import pytest
 
 pydicom = pytest.importorskip("pydicom")
 pytest.importorskip("itk")
-pytest.importorskip("highdicom")
+highdicom = pytest.importorskip("highdicom")
 
 from dicom_series import ORIENTATIONS, SHAPE, SPACING, header, rebuilt, save, write_series  # noqa: E402
 from monai.data import Dataset as MonaiDataset  # noqa: E402
@@ -20,12 +22,10 @@ from pydicom.uid import ImplicitVRLittleEndian, generate_uid  # noqa: E402
 from mambamim_nets.bundle.data import memory  # noqa: E402
 from mambamim_nets.bundle.inference.scan_lists import scans  # noqa: E402
 from mambamim_nets.bundle.inference.scan_loader import ScanLoader  # noqa: E402
+from mambamim_nets.bundle.io import itk_files  # noqa: E402
 from mambamim_nets.bundle.io.dicom_seg import write_dicom_seg  # noqa: E402
-from mambamim_nets.bundle.io.dicom_series import series_files  # noqa: E402
-from mambamim_nets.bundle.io.reader import LoadScand  # noqa: E402
-
-REAL = Path(os.environ.get("MAMBAMIM_DATA", "../shared/data")) / "totalsegmentator/ct_dicom"
-needs_real = pytest.mark.skipif(not REAL.is_dir(), reason=f"no {REAL}: set MAMBAMIM_DATA to the real data")
+from mambamim_nets.bundle.io.dicom_series import LPS_TO_RAS  # noqa: E402
+from mambamim_nets.bundle.io.scan_formats import LoadScand  # noqa: E402
 
 
 def assert_lies_where_headers_say(scan, files):
@@ -53,6 +53,31 @@ def loaded(folder, tmp_path, **options):
     return item, LoadScand("image")(item)["image"]
 
 
+@pytest.fixture
+def reads(monkeypatch):
+    """Count what happens to each file that is opened by Python, whose header is read, and that ITK decodes."""
+    counts = {"open": Counter(), "header": Counter(), "decode": Counter()}
+    dcmread, decoded, watching = pydicom.dcmread, itk_files._decoded, True
+
+    def opened(event, args):
+        if watching and event == "open" and isinstance(args[0], str):
+            counts["open"][args[0]] += 1
+
+    def read(file, *args, **options):
+        counts["header"][str(getattr(file, "name", file))] += 1
+        return dcmread(file, *args, **options)
+
+    def decode(itk, source):
+        counts["decode"].update([source] if isinstance(source, str) else source)
+        return decoded(itk, source)
+
+    sys.addaudithook(opened)  # cannot be taken away
+    monkeypatch.setattr(pydicom, "dcmread", read)
+    monkeypatch.setattr(itk_files, "_decoded", decode)
+    yield counts
+    watching = False
+
+
 # --- reading --------------------------------------------------------------------------------------
 
 
@@ -60,19 +85,67 @@ def loaded(folder, tmp_path, **options):
 def test_a_series_is_read_where_its_headers_say(tmp_path, kind):
     uid = write_series(tmp_path / "case 1.5", kind)
     item, scan = loaded(tmp_path / "case 1.5", tmp_path)
-    assert item == {"image": str(tmp_path / "case 1.5"), "name": "case 1.5", "series": uid}
+    assert item == {"image": str(tmp_path / "case 1.5"), "name": "case 1.5", "series": item["series"]}
+    assert item["series"].uid == uid
     assert scan.shape == (1, SHAPE[1], SHAPE[0], SHAPE[2]) and scan.dtype.is_floating_point
     assert Path(scan.meta["filename_or_obj"]).name == "case 1.5.nii.gz"
     assert_lies_where_headers_say(scan, sorted((tmp_path / "case 1.5").iterdir()))
 
 
-@needs_real
-def test_a_compressed_series_without_identifiers(tmp_path):
-    item, scan = loaded(REAL / "series", tmp_path)
-    assert item["name"] == "series" and item["series"], "emptied SeriesInstanceUIDs are made up for"
+def test_a_run_reads_each_header_once_and_decodes_each_slice_once(bundle_run, tmp_path, reads):
+    """Also for the check of the list, the preview, the DICOM-SEG and the table."""
+    for name in ("a", "b"):
+        write_series(tmp_path / "all" / name, slices=6)
+    for counts in reads.values():
+        counts.clear()
+    end = bundle_run(
+        "btcv_seg", "inference", input=str(tmp_path / "all"), output_dir=str(tmp_path / "out"), spacing=[4.0, 4.0, 4.0]
+    )
+    assert end.status == 0, end.log[-2000:]
+    made = {path.name for path in (tmp_path / "out").glob("a_*")}
+    assert made == {"a_seg.nii.gz", "a_seg.dcm", "a_preview.png"}
+    once = {str(file): 1 for file in (tmp_path / "all").rglob("*.dcm")}
+    assert len(once) == 12
+    for kind, counts in reads.items():
+        assert {file: number for file, number in counts.items() if file in once} == once, kind
+
+
+def test_a_series_that_changes_after_it_was_listed_fails(tmp_path):
+    write_series(tmp_path / "case")
+    (item,) = scans(str(tmp_path / "case"), str(tmp_path / "out"))
+    file = Path(item["series"].files[1])
+    content = file.read_bytes()
+    os.utime(file, (1, 1))
+    with pytest.raises(ValueError, match=f"{file.name} has changed since the series was listed: start again"):
+        LoadScand("image")(item)
+    file.unlink()
+    with pytest.raises(ValueError, match=rf"{file.name} cannot be read any more \(No such file"):
+        LoadScand("image")(item)
+    file.write_bytes(content)
+    os.utime(file, ns=(item["series"].slices[1].state[1],) * 2)
+    assert len(LoadScand("image")(item)["image"]) == 1
+
+
+@pytest.mark.parametrize("kind", ORIENTATIONS)
+def test_an_even_series_is_the_volume_of_highdicom(tmp_path, kind):
+    """Whose axes are slices, rows and columns, and whose slices may be in the other order."""
+    write_series(tmp_path / "case", kind)
+    item, scan = loaded(tmp_path / "case", tmp_path)
+    datasets = [pydicom.dcmread(file) for file in item["series"].files]
+    theirs = highdicom.get_volume_from_series(datasets)
+    ours = highdicom.Volume(scan[0].numpy(), LPS_TO_RAS @ np.asarray(scan.affine), "PATIENT")
+    matched = theirs.match_geometry(ours, tol=1e-4)
+    np.testing.assert_allclose(matched.affine, ours.affine, atol=1e-6)
+    np.testing.assert_array_equal(matched.array, ours.array)
+
+
+def test_a_compressed_series_without_identifiers(real_data, tmp_path):
+    series = real_data("totalsegmentator/ct_dicom/series")
+    item, scan = loaded(series, tmp_path)
+    assert item["name"] == "series" and item["series"].uid, "emptied SeriesInstanceUIDs are made up for"
     assert scan.shape == (1, 512, 512, 20)
     np.testing.assert_allclose(np.linalg.norm(np.asarray(scan.affine)[:3, :3], axis=0), [0.9765625, 0.9765625, 2])
-    assert_lies_where_headers_say(scan, [REAL / "series/CT_0269.dcm"])
+    assert_lies_where_headers_say(scan, [series / "CT_0269.dcm"])
 
 
 @pytest.mark.parametrize("options", [{"suffix": ""}, {"suffix": "", "preamble": False}, {"suffix": ".img"}])
@@ -106,11 +179,12 @@ def test_several_series_and_what_is_no_volume(tmp_path, caplog):
     write_series(tmp_path / "case", number=5, slices=1)
     with caplog.at_level(logging.INFO):
         items = scans(str(tmp_path / "case"), str(tmp_path / "out"))
-    assert [(item["name"], item["series"]) for item in items] == [("case_11", second), ("case_2", first)]
+    assert [(item["name"], item["series"].uid) for item in items] == [("case_11", second), ("case_2", first)]
     for reason in ("4 file(s) of a localiser", "4 file(s) of no image (SEG)", "1 file(s) of single slice"):
         assert reason in caplog.text
     assert not any("error" in item for item in items)
-    assert scans(str(tmp_path), str(tmp_path / "out")) == items, "as the folder above"
+    above = scans(str(tmp_path), str(tmp_path / "out"))
+    assert [item["series"].files for item in above] == [item["series"].files for item in items]
 
 
 def test_sub_folders_are_scans_and_equal_numbers_do_not_collide(tmp_path):
@@ -166,8 +240,8 @@ def test_an_irregular_series_is_refused_and_the_others_go_on(tmp_path, change, r
 
 def test_a_slice_taken_away(tmp_path):
     write_series(tmp_path / "case", slices=6)
-    files = series_files(str(tmp_path / "case"), scans(str(tmp_path / "case"), str(tmp_path))[0]["series"])
-    Path(files[2]).unlink()
+    (item,) = scans(str(tmp_path / "case"), str(tmp_path))
+    Path(item["series"].files[2]).unlink()
     with pytest.raises(ValueError, match=r"gap of 5 mm, usually 2\.5 mm, between the slices at"):
         scans(str(tmp_path / "case"), str(tmp_path))
 
@@ -245,6 +319,5 @@ def test_a_multi_frame_file_is_a_scan(tmp_path):
     )
     assert loaded(tmp_path / "case" / "frames", tmp_path)[0]["name"] == "frames"
     label = (scan[0].numpy() > 0).astype("uint8")
-    files = series_files(item["image"], item["series"])
-    path = write_dicom_seg(label, scan.affine, files, {1: "liver"}, tmp_path / "seg.dcm", "x")
+    path = write_dicom_seg(label, scan.affine, item["series"], {1: "liver"}, tmp_path / "seg.dcm", "x")
     np.testing.assert_array_equal(rebuilt(path, label.shape, np.asarray(scan.affine)), label)

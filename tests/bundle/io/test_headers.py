@@ -12,8 +12,8 @@ import pytest
 
 from mambamim_nets import phantom
 from mambamim_nets.bundle.inference.scan_lists import scans
-from mambamim_nets.bundle.io.headers import Header, axes_affine, checked_axes, read_header
-from mambamim_nets.bundle.io.reader import LoadScand
+from mambamim_nets.bundle.io.headers import Header, axes_affine, checked_axes
+from mambamim_nets.bundle.io.scan_formats import LoadScand, read_header
 
 SHAPE = (20, 24, 18)
 AFFINE = np.diag([-1.0, -1.0, 1.5, 1.0])
@@ -111,7 +111,7 @@ REFUSED = {
 def test_a_scan_that_is_refused(fault, bundle_run, reliability, tmp_path):
     file = REFUSED[fault](tmp_path / "scan.nii")
     end = bundle_run("msd_seg", "inference", input=str(file))
-    assert f"scan: {file}: " in end.last, end.last
+    assert f"scan: {file}" in end.last, end.last
     assert not list((tmp_path / "out").glob("*")), "nothing that looks like a result"
     reliability("Images", fault, end)
 
@@ -130,7 +130,7 @@ def test_intact_bytes_of_the_damaged_files_are_accepted(tmp_path):
 
 def test_axes_are_assumed_and_the_log_says_so(bundle_run, reliability, tmp_path):
     file = REFUSED["an image without sform and qform"](tmp_path / "scan.nii")
-    end = bundle_run("msd_seg", "inference", input=str(file), assume_axes="lps", previews=False)
+    end = bundle_run("msd_seg", "inference", input=str(file), assume_axes="lps", previews=False, force=True)
     assert nib.aff2axcodes(nib.load(tmp_path / "out" / "scan_seg.nii.gz").affine) == ("L", "P", "S")
     words = "no orientation in the header: axes taken as LPS, spacing 1 x 1 x 1.5 mm"
     reliability("Images", "an image without sform and qform, with --assume_axes LPS", end, warning=words)
@@ -172,7 +172,7 @@ def test_axes_that_do_not_exist_in_a_run(bundle_run, reliability, tmp_path):
 
 def test_sform_and_qform_that_contradict_each_other(bundle_run, reliability, tmp_path):
     file = patched(tmp_path / "scan.nii", (SROW, "12f", *TURNED))
-    end = bundle_run("msd_seg", "inference", input=str(file), previews=False)
+    end = bundle_run("msd_seg", "inference", input=str(file), previews=False, force=True)
     words = "sform and qform put corners"
     reliability("Images", "sform and qform that contradict each other", end, warning=words)
 
@@ -225,7 +225,7 @@ def test_a_scan_of_another_format_that_is_refused(fault, bundle_run, reliability
     if file.suffix in (".nrrd", ".mha"):
         pytest.importorskip("itk")
     end = bundle_run("msd_seg", "inference", input=str(file))
-    assert f"scan: {file}: " in end.last, end.last
+    assert f"scan: {file}" in end.last, end.last
     reliability("Images", fault, end)
 
 

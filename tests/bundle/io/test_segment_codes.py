@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import BUNDLES, existing
 
 pydicom = pytest.importorskip("pydicom")
 hd = pytest.importorskip("highdicom")
@@ -14,10 +15,9 @@ from dicom_series import write_series  # noqa: E402
 from pydicom.sr.codedict import codes as dictionary  # noqa: E402
 
 from mambamim_nets.bundle.io.dicom_seg import UNKNOWN, SegmentCode, segment_codes, write_dicom_seg  # noqa: E402
-from mambamim_nets.bundle.io.dicom_series import series_files, series_geometry  # noqa: E402
+from mambamim_nets.bundle.io.dicom_series import series_of  # noqa: E402
 
-BUNDLES = Path(__file__).parents[3] / "bundles"
-NAMES = sorted(path.name for path in BUNDLES.glob("*_seg"))
+NAMES = [path.name for path in existing(BUNDLES.glob("*_seg"))]
 SCT = dictionary.SCT
 ANATOMY, MORPHOLOGY, TISSUE = SCT.AnatomicalStructure, SCT.MorphologicallyAbnormalStructure, SCT.Tissue
 # what a radiologist would say, in the words of pydicom's dictionary: category, type, modifiers, regions
@@ -113,14 +113,14 @@ def test_a_label_of_two_things_says_why_its_code_is_a_general_one(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_written_dicom_seg_holds_the_codes(name, tmp_path):
     """Read back by highdicom; modifiers stand in the item of the type, where the standard has them."""
-    files = series_files(str(tmp_path / "case"), write_series(tmp_path / "case"))
-    affine, shape = series_geometry(files)
+    write_series(tmp_path / "case")
+    (series,) = series_of(tmp_path / "case")[0]
     for labels in tasks(name):
         codes = segment_codes(metadata(name), labels)
         numbered = dict(enumerate(labels, start=1))
-        label = np.zeros(shape, dtype="uint8")
+        label = np.zeros(series.shape, dtype="uint8")
         label.flat[: len(labels)] = [*numbered]
-        path = write_dicom_seg(label, affine, files, numbered, tmp_path / "seg.dcm", "x", codes)
+        path = write_dicom_seg(label, series.affine, series, numbered, tmp_path / "seg.dcm", "x", codes)
         seg = hd.seg.segread(path)
         for number, text in numbered.items():
             segment, code = seg.get_segment_description(number), codes[text]

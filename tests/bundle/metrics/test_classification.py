@@ -7,7 +7,14 @@ import pytest
 import torch
 from monai.metrics import compute_roc_auc
 
-from mambamim_nets.bundle.metrics.classification import curve, measures, scores, write_scores, youden
+from mambamim_nets.bundle.metrics.classification import (
+    ClassificationTable,
+    ClassifiedScan,
+    curve,
+    measures,
+    scores,
+    youden,
+)
 
 
 def value(name, probability, label, threshold=0.5, counts=None):
@@ -135,12 +142,17 @@ def test_curve_rises_from_nothing_to_everything_and_holds_the_auc():
 
 
 def test_tables(tmp_path):
-    label = np.arange(10) % 2
-    found = scores(0.3 + 0.4 * label, label, [str(n) for n in range(10)], 0.5)
-    text = write_scores(tmp_path, found, {"NC": 5, "AD": 5}, 10, 0.5)
+    table = ClassificationTable(["NC", "AD"], 0.5)
+    for number in reversed(range(10)):
+        label = number % 2
+        table.add(f"{number}_M00", ClassifiedScan(str(number), "M00", "CN", label, 0.3 + 0.4 * label))
+    text = table.write(tmp_path)
     assert text == (tmp_path / "summary.md").read_text() and "| AUC | 1.000 | 1.000 to 1.000 |" in text
     assert "10 scans of 10 subjects: 5 NC, 5 AD. AD is called at a probability of at least 0.500" in text
     with (tmp_path / "summary.csv").open() as file:
         rows = {row["measure"]: row for row in csv.DictReader(file)}
     assert list(rows) == ["auc", "accuracy", "f1", "sensitivity", "specificity"]
     assert rows["f1"]["value"] == "1.000000" and rows["auc"]["scans"] == "10"
+    lines = (tmp_path / "predictions.csv").read_text().splitlines()
+    assert lines[0] == "subject,session,diagnosis,probability,prediction,weights"
+    assert lines[1:3] == ["0,M00,CN,0.300000,NC,", "1,M00,CN,0.700000,AD,"], "sorted by scan"

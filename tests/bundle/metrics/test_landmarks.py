@@ -7,9 +7,8 @@ import pytest
 import torch
 from monai.data import MetaTensor
 
-from mambamim_nets.bundle.io.landmarks import read_table
 from mambamim_nets.bundle.metrics.landmarks import THRESHOLDS, LandmarkCase, LandmarkTable, length_mm
-from mambamim_nets.bundle.visualize.landmarks import landmark_figure, sdr_curve
+from mambamim_nets.bundle.visualize.landmarks import landmark_figure, sdr_figure
 
 NAMES, LENGTHS = ["a", "b", "c"], {"AB": ["a", "b"]}
 TRUTH = np.array([(0.0, 0, 0), (10, 0, 0), (0, 5, 0)])
@@ -39,11 +38,10 @@ def test_tables_hold_what_was_measured(table, tmp_path):
     summary = {(row["name"], row["metric"]): row for row in rows(tmp_path / "summary.csv")}
     assert summary[("c", "radial_error_mm")]["n"] == "1", "a missing point is counted nowhere"
     mean = summary[("mean", "radial_error_mm")]
-    assert float(mean["mean"]) == table.mean_error() == pytest.approx((1 + 1.5) / 2)
+    assert float(mean["mean"]) == pytest.approx((1 + 1.5) / 2)
     assert float(mean["std"]) == pytest.approx(np.std([1, 1.5], ddof=1), abs=1e-6)
     assert float(summary[("AB", "length_error_mm")]["mean"]) == 1.5
     assert "| **mean** | 1.25 ± 0.35 (1.25; 2) | 80 % | 80 % | 100 % |" in text
-    np.testing.assert_allclose(read_table(tmp_path / "landmarks.csv")["two"]["b"], (13, 0, 0))
 
 
 def test_detection_rates_go_from_0_to_6_mm_in_tenths(table, tmp_path):
@@ -54,7 +52,9 @@ def test_detection_rates_go_from_0_to_6_mm_in_tenths(table, tmp_path):
     assert all((np.diff(rate) >= 0).all() for rate in rates.values())
     table.write(tmp_path)
     assert [row["threshold_mm"] for row in rows(tmp_path / "sdr.csv")][:3] == ["0.0", "0.1", "0.2"]
-    assert sdr_curve(rates, tmp_path / "sdr.png", "2 cases").stat().st_size > 5000
+    (axis,) = sdr_figure(rates, "2 cases").axes
+    drawn = {line.get_label(): line.get_ydata() for line in axis.lines}
+    assert list(drawn) == [*NAMES, "all points"] and drawn["all points"][10] == pytest.approx(80)
 
 
 def test_what_does_not_fit_is_refused(table):

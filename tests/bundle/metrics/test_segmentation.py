@@ -11,7 +11,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from monai.data import MetaTensor
 
-from mambamim_nets.bundle.metrics.segmentation import MetricsTable, case_metrics
+from mambamim_nets.bundle.metrics.segmentation import SegmentationTable, case_metrics
 
 STRUCTURES = {"anterior": (1,), "posterior": (2,)}
 ONE = {"cube": (1,)}
@@ -129,18 +129,20 @@ class TestCaseMetrics:
             case_metrics(**arguments)
 
 
-class TestMetricsTable:
+class TestSegmentationTable:
     def test_files(self, tmp_path):
-        table = MetricsTable(STRUCTURES, tolerance_mm=2)
+        table = SegmentationTable(STRUCTURES, tolerance_mm=2)
         table.add("b", {"anterior": row(0.6, 3.0, 0.7), "posterior": row(0.0, math.nan, 0.0, 1.0)})
         table.add("a", {"anterior": row(0.9, 1.0, 0.8), "posterior": row(0.8, 2.0, 0.9)})
         table.add("c", {"anterior": row(0.9, 2.0, 0.9), "posterior": row(math.nan, math.nan, math.nan)})
         table.add("a", {"anterior": row(0.1), "posterior": row(0.1)})
-        assert len(table) == 3
-        text = table.write(tmp_path / "out")
+        text = table.write(tmp_path / "out", "These weights are a demonstration.")
 
+        assert text.startswith("These weights are a demonstration.\n\n3 cases; ")
+        files = [read(tmp_path / "out" / name) for name in ("metrics.csv", "summary.csv")]
+        assert {row["weights"] for rows in files for row in rows} == {"These weights are a demonstration."}
         rows = read(tmp_path / "out" / "metrics.csv")
-        assert list(rows[0]) == ["case", "label", "name", "dice", "hd95_mm", "surface_dice", "missing"]
+        assert list(rows[0]) == ["case", "label", "name", "dice", "hd95_mm", "surface_dice", "missing", "weights"]
         assert [(r["case"], r["label"], r["name"]) for r in rows[:2]] == [
             ("a", "1", "anterior"),
             ("a", "2", "posterior"),
@@ -171,17 +173,18 @@ class TestMetricsTable:
         assert "| anterior | 0.8000 ± 0.1732 (0.9000; 3) |" in text
 
     def test_class_that_never_occurs(self, tmp_path):
-        table = MetricsTable(ONE)
+        table = SegmentationTable(ONE)
         table.add("a", {"cube": row(math.nan, math.nan, math.nan)})
         assert "| cube | - (n 0) | - (n 0) | - (n 0) | 0 |" in table.write(tmp_path)
 
     def test_errors(self, tmp_path):
-        table = MetricsTable(STRUCTURES)
+        table = SegmentationTable(STRUCTURES)
         with pytest.raises(ValueError, match="no case was added"):
             table.write(tmp_path)
         with pytest.raises(ValueError, match=r"case 'a': classes \['cube'\] must be"):
             table.add("a", {"cube": row(1.0)})
 
+    @pytest.mark.slow
     def test_two_processes_join_their_rows(self, tmp_path):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -197,7 +200,7 @@ class TestMetricsTable:
 def _rank(rank: int, port: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    table = MetricsTable(ONE)
+    table = SegmentationTable(ONE)
     for case in (("c", "a"), ("b", "a"))[rank]:  # "a" is the sampler's padding
         table.add(case, {"cube": row(0.5)})
     text = table.write(f"{folder}/rank{rank}")

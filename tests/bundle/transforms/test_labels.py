@@ -137,4 +137,4 @@ def test_the_largest_part_of_each_label_stays():
     keep_largest(found)
     assert np.array_equal(found, expected)
     with pytest.raises(ValueError, match="keep_largest must be false for regions"):
-        RestoreLabelsd("pred", Targets({1: "a", 2: "b"}, {"all": [1, 2], "core": [1]}), Compose([]), keep_largest=True)
+        RestoreLabelsd("pred", Targets({"a": 1, "b": 2}, {"all": [1, 2], "core": [1]}), Compose([]), keep_largest=True)

@@ -1,9 +1,7 @@
 """Heat maps and back, on real landmarks in every orientation, and through everything that moves an image."""
 
 import json
-import os
 from itertools import pairwise, permutations, product
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -33,8 +31,6 @@ from mambamim_nets.bundle.transforms.landmarks import (
     warmup_quadratic,
 )
 
-SHARED = Path(os.environ.get("MAMBAMIM_DATA", Path(__file__).parents[3] / ".." / "shared" / "data"))
-SPINE, LUNG = SHARED / "tptbox_spine", SHARED / "elastix_lung"
 NAMES = ["TCD_start", "TCD_end", "HDV_start", "HDV_end"]
 OBLIQUE = np.array([[1.4, 0.1, 0.2, -30], [-0.1, 1.5, 0.1, -35], [-0.2, -0.1, 1.6, -40], [0, 0, 0, 1]])
 ORIENTATIONS = [
@@ -64,12 +60,12 @@ def reoriented(affine: np.ndarray, shape: tuple[int, ...], codes: str) -> MetaTe
 # --- real landmarks -------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(not SPINE.is_dir(), reason="spine crops are not there: set MAMBAMIM_DATA to their parent")
 @pytest.mark.parametrize("kind", ["ct", "mri"])
-def test_points_of_a_spine_survive_in_all_48_orientations(kind):
-    scan = nib.load(SPINE / kind / "image.nii.gz")
+def test_points_of_a_spine_survive_in_all_48_orientations(real_data, kind):
+    spine = real_data("tptbox_spine")
+    scan = nib.load(spine / kind / "image.nii.gz")
     assert "".join(nib.aff2axcodes(scan.affine)) == "PIR"
-    listed = json.loads((SPINE / kind / "landmarks.json").read_text())["landmarks"]
+    listed = json.loads((spine / kind / "landmarks.json").read_text())["landmarks"]
     world, voxels = (np.array([point[key] for point in listed]) for key in ("ras_mm", "ijk"))
     image = MetaTensor(torch.zeros(1, *scan.shape), affine=torch.as_tensor(scan.affine))
     names = [str(number) for number in range(len(world))]
@@ -81,14 +77,14 @@ def test_points_of_a_spine_survive_in_all_48_orientations(kind):
     assert to_world_and_back(world, image).max() < 0.1
 
 
-@pytest.mark.skipif(not LUNG.is_dir(), reason="the lung CT is not there: set MAMBAMIM_DATA to its parent")
-def test_points_of_a_lung_are_lps_and_survive(tmp_path):
+def test_points_of_a_lung_are_lps_and_survive(real_data, tmp_path):
     from mambamim_nets.bundle.data.landmarks import landmark_findings
     from mambamim_nets.bundle.io.landmarks import read_table
 
-    path = LUNG / "baseline_small.nii.gz"
+    lung = real_data("elastix_lung")
+    path = lung / "baseline_small.nii.gz"
     scan = nib.load(path)
-    lps = json.loads((LUNG / "landmarks.json").read_text())["landmarks_inside_image_lps"]
+    lps = json.loads((lung / "landmarks.json").read_text())["landmarks_inside_image_lps"]
     names = [f"p{number}" for number in range(len(lps))]
     rows = [f"{name},{','.join(map(str, place))}" for name, place in zip(names, lps, strict=True)]
     for frame in ("LPS", "RAS"):
@@ -103,7 +99,7 @@ def test_points_of_a_lung_are_lps_and_survive(tmp_path):
             assert to_world_and_back(points, image).max() < 0.1
         else:
             assert len(problems) == len(names), "each of them would lie elsewhere"
-            assert all("must lie inside its image" in line and "is it RAS or LPS?" in line for line in problems)
+            assert all("must lie inside its image" in line and "means RAS or LPS" in line for line in problems)
 
 
 # --- transforms move points with the image --------------------------------------------------------
@@ -216,11 +212,11 @@ def test_errors_in_mm_are_those_of_the_affine():
 
 
 def test_learning_rate_rises_falls_and_never_rises_again():
-    factor = warmup_quadratic(5, 50)
+    factor = warmup_quadratic(1, 10, 5)
     values = [factor(step) for step in range(70)]
     assert values[:5] == [0.2, 0.4, 0.6, 0.8, 1.0] and values[5] == 1.0
     assert values[27] == pytest.approx((1 - 22 / 45) ** 2)
     assert all(a >= b for a, b in pairwise(values[4:])) and values[50:] == [0] * 20
-    assert warmup_quadratic(0, 1)(0) == 1
-    with pytest.raises(ValueError, match="shorter than the 5 steps"):
-        warmup_quadratic(5, 5)
+    assert warmup_quadratic(0, 1, 1)(0) == 1
+    with pytest.raises(ValueError, match="must be fewer than the 5 epochs"):
+        warmup_quadratic(5, 5, 1)

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import mambamim_nets
-from mambamim_nets.bundle.visualize.planes import figure_array
-from mambamim_nets.bundle.visualize.pretraining import reconstruction, reconstruction_figure
-from mambamim_nets.bundle.visualize.segmentation import overlay, overlay_figure
+from mambamim_nets.bundle.visualize.planes import figure_array, save_figure
+from mambamim_nets.bundle.visualize.pretraining import reconstruction_figure
+from mambamim_nets.bundle.visualize.segmentation import overlay_figure
 
 LABELS = {0: "background", 1: "anterior", 2: "posterior"}
 SHAPE = (13, 17, 11)
@@ -46,7 +46,7 @@ def png_size(path) -> tuple[int, int]:
 
 
 def test_overlay_writes_a_png(tmp_path):
-    path = overlay(scan(), label(), LABELS, tmp_path / "new" / "a.png", title="case $1_2")
+    path = save_figure(overlay_figure(scan(), label(), LABELS, title="case $1_2"), tmp_path / "new" / "a.png")
     assert path == tmp_path / "new" / "a.png"
     width, height = png_size(path)
     assert width > 600
@@ -56,7 +56,8 @@ def test_overlay_writes_a_png(tmp_path):
 def test_reconstruction_writes_a_png(tmp_path):
     visible = np.zeros(SHAPE, bool)
     visible[:6] = True
-    assert min(png_size(reconstruction(scan(), visible, scan(1), tmp_path / "r.png", title="epoch 3"))) > 600
+    figure = reconstruction_figure(scan(), visible, scan(1), title="epoch 3")
+    assert min(png_size(save_figure(figure, tmp_path / "r.png"))) > 600
 
 
 @pytest.mark.parametrize(
@@ -152,9 +153,12 @@ def test_many_classes_and_odd_values(tmp_path):
     image = scan()
     image[0, 0, 0] = np.nan
     values = np.arange(np.prod(SHAPE)).reshape(SHAPE) % 21
-    assert overlay(image, values, labels, tmp_path / "a.png", reference=values).is_file()
-    assert overlay(np.zeros(SHAPE), values, labels, tmp_path / "b.png").is_file()
-    assert overlay(np.full(SHAPE, np.nan), values, labels, tmp_path / "c.png").is_file()
+    for figure in (
+        overlay_figure(image, values, labels, reference=values),
+        overlay_figure(np.zeros(SHAPE), values, labels),
+        overlay_figure(np.full(SHAPE, np.nan), values, labels),
+    ):
+        assert save_figure(figure, tmp_path / "a.png").is_file()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -167,10 +171,10 @@ def test_tensors_with_batch_and_channel(dtype):
 
 def test_figure_array_is_rgb_for_tensorboard():
     figure = reconstruction_figure(scan(), np.ones(SHAPE, bool), scan())
-    array = figure_array(figure, dpi=50)
+    array = figure_array(figure)
     assert array.dtype == np.uint8
     assert array.shape[2] == 3
-    np.testing.assert_allclose(array.shape[1::-1], figure.get_size_inches() * 50, atol=1)
+    np.testing.assert_allclose(array.shape[1::-1], figure.get_size_inches() * 100, atol=1)
     assert array.std() > 10
 
 
@@ -200,7 +204,9 @@ def test_matplotlib_is_imported_on_first_use_and_pyplot_never(tmp_path):
         "    sys.modules[name] = types.ModuleType(name); sys.modules[name].__path__ = [folder]\n"
         "import mambamim_nets.bundle.visualize.segmentation as module\n"
         "assert not any(name.startswith('matplotlib') for name in sys.modules)\n"
-        f"module.overlay(np.zeros((4, 5, 6)), np.ones((4, 5, 6)), {{1: 'a'}}, {str(tmp_path / 'a.png')!r})\n"
+        "figure = module.overlay_figure(np.zeros((4, 5, 6)), np.ones((4, 5, 6)), {1: 'a'})\n"
+        "from mambamim_nets.bundle.visualize.planes import save_figure\n"
+        f"save_figure(figure, {str(tmp_path / 'a.png')!r})\n"
         "assert 'matplotlib.pyplot' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

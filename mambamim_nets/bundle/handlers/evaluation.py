@@ -1,0 +1,109 @@
+"""What reports of an evaluation have in common: a row of a table for each case, and pictures of the first ones."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import ignite.distributed as idist
+from ignite.engine import Events
+from monai.data import MetaTensor
+from monai.engines import Evaluator
+from monai.transforms import LoadImage
+
+from mambamim_nets.bundle.metrics.table import MetricTable
+from mambamim_nets.bundle.visualize.planes import log_figure, save_figure
+from mambamim_nets.bundle.weights import weights_caption, weights_note
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["CaseCollector", "ValidationFigure", "stored_image"]
+
+Table = TypeVar("Table", bound=MetricTable[Any])
+
+
+class CaseCollector(ABC, Generic[Table]):
+    """Fill a table with the cases of an evaluation; attached to an evaluator.
+
+    Args:
+        folder: where pictures go, as `<case>_overlay.png`.
+        pictures: of how many cases to draw one at most, over all processes and runs of the evaluator.
+        checkpoint: file of the weights, whose note tables and pictures repeat; None: there is none.
+    """
+
+    table: Table  # of the evaluation that runs, or ran last
+
+    def __init__(self, folder: str | Path = ".", pictures: int = 0, checkpoint: str | None = None) -> None:
+        self.folder, self.note = Path(folder), weights_note(checkpoint)
+        self.pictures = math.ceil((pictures - idist.get_rank()) / idist.get_world_size())  # this process's share
+
+    @abstractmethod
+    def new_table(self) -> Table:
+        """Return the empty table of an evaluation that starts."""
+
+    @abstractmethod
+    def row(self, source: Mapping[str, Any], item: Mapping[str, Any]) -> Any:
+        """Return the row of a case from its item of the batch, and from what the evaluator made of it."""
+
+    def draw(self, source: Mapping[str, Any], item: Mapping[str, Any]) -> Figure:
+        """Return the figure of a case, where there are pictures."""
+        raise NotImplementedError
+
+    @abstractmethod
+    def finish(self, engine: Evaluator) -> None:
+        """Do what is to be done with the table when all cases are there; every process calls it."""
+
+    def title(self, source: Mapping[str, Any]) -> str:
+        """Return the title of a case's picture: its name, and on a second line what the weights are."""
+        return "\n".join(filter(None, (source["case"], weights_caption(self.note))))
+
+    def attach(self, engine: Evaluator) -> None:
+        """Let an evaluator fill the table whenever it runs."""
+        engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
+        engine.add_event_handler(Events.COMPLETED, self.finish)
+
+    def _start(self, engine: Evaluator) -> None:
+        self.table = self.new_table()
+
+    def _collect(self, engine: Evaluator) -> None:
+        for source, item in zip(engine.state.batch, engine.state.output, strict=True):
+            self.table.add(source["case"], self.row(source, item))
+            if self.pictures > 0:
+                self.pictures -= 1
+                save_figure(self.draw(source, item), self.folder / f"{source['case']}_overlay.png")
+
+
+def stored_image(item: Mapping[str, Any]) -> MetaTensor:
+    """Return the image of an item as it is stored, (C, D, H, W); of several files, one for each channel, the first."""
+    image: Any = LoadImage(image_only=True, ensure_channel_first=True)(item["image"].meta["filename_or_obj"])
+    return image
+
+
+class ValidationFigure(ABC):
+    """Show the first case of every validation in TensorBoard; attached to an evaluator.
+
+    Args:
+        writer: a TensorBoard SummaryWriter, or None: no pictures.
+    """
+
+    def __init__(self, writer: Any = None) -> None:
+        self.writer = writer
+
+    @abstractmethod
+    def draw(self, source: Mapping[str, Any], item: Mapping[str, Any]) -> Figure:
+        """Return the figure of a case from its item of the batch, and from what the evaluator made of it."""
+
+    def attach(self, engine: Evaluator) -> None:
+        """Let an evaluator show the first case whenever it runs."""
+        if self.writer is not None:
+            engine.add_event_handler(Events.ITERATION_COMPLETED(once=1), self)
+
+    def __call__(self, engine: Evaluator) -> None:
+        """Show the first case of the batch."""
+        figure = self.draw(engine.state.batch[0], engine.state.output[0])
+        log_figure(self.writer, "validation", figure, engine.state.epoch)

@@ -1,0 +1,61 @@
+"""What masked pre-training needs of a trainer: its batch, its loss and its pictures."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from monai.data import DataLoader, Dataset, MetaTensor
+from monai.engines import SupervisedTrainer
+
+from mambamim_nets import HyMamba, MambaMIM
+from mambamim_nets.bundle.handlers.pretraining import ReconstructionPictures, mim_batch, mim_loss
+
+DEVICE = torch.device("cpu")
+
+
+def test_an_image_is_its_own_target_and_a_distorted_copy_goes_to_the_network():
+    image, distorted = MetaTensor(torch.rand(2, 1, 4, 4, 4)), torch.rand(2, 1, 4, 4, 4)
+    given, target, more, named = mim_batch({"image": image}, DEVICE, False)
+    assert given is target and type(given) is torch.Tensor and (more, named) == ((), {})
+    given, target, more, _ = mim_batch({"image": image, "distorted": distorted}, DEVICE, False)
+    assert torch.equal(given, distorted) and torch.equal(target, image.as_tensor()) and more[0] is target
+
+
+def test_the_loss_is_the_networks_own():
+    assert mim_loss(SimpleNamespace(loss=3), torch.zeros(1)) == 3
+
+
+class Writer:
+    """As much of a SummaryWriter as pictures need."""
+
+    def __init__(self):
+        self.epochs = []
+
+    def add_image(self, name, picture, epoch, dataformats):
+        assert name == "reconstruction" and picture.ndim == 3 and dataformats == "HWC"
+        self.epochs.append(epoch)
+
+
+@pytest.mark.parametrize(("interval", "epochs"), [(1, [1, 2, 3]), (2, [2, 3]), (5, [3])])
+def test_pictures_come_at_intervals_and_at_the_end_and_change_no_training(tmp_path, interval, epochs):
+    states = []
+    for pictures in (False, True):
+        torch.manual_seed(0)
+        network, writer = MambaMIM(HyMamba(1, size="tiny"), decoder_width=32), Writer()
+        items = [{"image": torch.rand(1, 32, 32, 32, generator=torch.Generator().manual_seed(1))}]
+        trainer = SupervisedTrainer(
+            device=DEVICE,
+            max_epochs=3,
+            train_data_loader=DataLoader(Dataset(items)),
+            network=network,
+            optimizer=torch.optim.SGD(network.parameters(), lr=0.01),
+            loss_function=mim_loss,
+            prepare_batch=mim_batch,
+            decollate=False,
+        )
+        if pictures:
+            ReconstructionPictures(network, str(tmp_path), interval, writer).attach(trainer)
+        trainer.run()
+        states.append(network.state_dict())
+    assert writer.epochs == epochs and (tmp_path / "reconstruction.png").stat().st_size > 1000
+    assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())

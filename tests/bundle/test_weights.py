@@ -1,0 +1,135 @@
+"""Weights: what a run starts from, and what it says of those that it writes."""
+
+import logging
+
+import pytest
+import torch
+from monai.networks.nets import SegResNet
+from monai.transforms import Compose, ScaleIntensityd, Spacingd
+
+from mambamim_nets import HyMamba, HyMambaSeg
+from mambamim_nets.bundle.weights import (
+    other_pretraining,
+    record,
+    shipped_weights,
+    spacing_of,
+    start_classifier,
+    start_network,
+    trained_network,
+    weights_caption,
+    weights_note,
+)
+from mambamim_nets.checkpoint import stamped
+
+
+def test_the_spacing_of_a_preprocessing_is_that_of_its_last_resampling():
+    inner = Compose([Spacingd("image", (1.0, 2.0, 3.0)), ScaleIntensityd("image")])
+    assert spacing_of(Compose([Spacingd("image", (5.0, 5.0, 5.0)), inner])) == [1.0, 2.0, 3.0]
+    assert spacing_of(Compose([ScaleIntensityd("image")])) is None
+
+
+def test_a_record_is_read_from_the_network_and_its_preprocessing():
+    network, preprocessing = HyMambaSeg(2, 3, size="tiny"), Compose([Spacingd("image", (1.0, 2.0, 3.0))])
+    found = record(network, preprocessing, task="mine")
+    assert (found["architecture"], found["size"], found["in_channels"], found["out_channels"]) == (
+        "hymamba",
+        "tiny",
+        2,
+        3,
+    )
+    assert found["spacing"] == [1.0, 2.0, 3.0] and found["task"] == "mine"
+    assert "spacing" not in record(network)
+
+
+def test_only_what_both_say_can_differ_from_pre_training():
+    held = {"spacing": [1.0] * 3, "intensity": "ct", "roi_size": [96] * 3}
+    run = {"spacing": [2.0] * 3, "intensity": "ct", "intensity_range": [0, 1]}
+    assert other_pretraining(held, run, None) == "spacing [1.0, 1.0, 1.0] (here [2.0, 2.0, 2.0])"
+    assert "roi_size [96, 96, 96] (here [32, 32, 32])" in other_pretraining(held, run, (32, 32, 32))
+    assert other_pretraining({}, run, (32, 32, 32)) == ""
+
+
+def test_a_task_without_shipped_weights():
+    assert shipped_weights("/bundle", "models/model.pt") == "/bundle/models/model.pt"
+    with pytest.raises(ValueError, match="ships no weights for this task; train first, then give --checkpoint"):
+        shipped_weights("/bundle", None)
+
+
+def test_a_network_starts_from_an_encoder_or_from_scratch(tmp_path, caplog):
+    encoder = HyMamba(1, size="tiny")
+    facts = {"encoder": "HyMamba", "size": "tiny", "scan": "raster", "method": "mambamim", "spacing": [1.0] * 3}
+    torch.save(stamped(encoder.state_dict(), facts), tmp_path / "encoder.pt")
+    network = HyMambaSeg(1, 3, size="tiny")
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    with caplog.at_level(logging.INFO, "mambamim_nets"):
+        assert start_network(network, None) is network
+    assert "training from scratch" in caplog.text
+    assert all(torch.equal(before[key], value) for key, value in network.state_dict().items())
+    with caplog.at_level(logging.INFO, "mambamim_nets"):
+        start_network(network, str(tmp_path / "encoder.pt"), record={"spacing": [2.0] * 3})
+    assert all(torch.equal(value, network.encoder.state_dict()[key]) for key, value in encoder.state_dict().items())
+    assert "was trained at other values than this run: spacing [1.0, 1.0, 1.0]" in caplog.text
+
+
+def test_trained_weights_are_all_of_the_network_or_refused(tmp_path, caplog):
+    network = SegResNet(init_filters=8, in_channels=1, out_channels=2)
+    torch.save(network.state_dict(), tmp_path / "model.pt")
+    (tmp_path / "model.txt").write_text("for research\n")
+    other = SegResNet(init_filters=8, in_channels=1, out_channels=2).train()
+    loaded = trained_network(other, str(tmp_path / "model.pt"), {"task": "mine"})
+    assert not loaded.training
+    assert all(torch.equal(value, loaded.state_dict()[key]) for key, value in network.state_dict().items())
+    assert "for research" in caplog.messages, "the note that lies beside the weights"
+    assert any("does not say what its weights are" in message for message in caplog.messages)
+    del (state := network.state_dict())[next(iter(state))]
+    torch.save(state, tmp_path / "model.pt")
+    with pytest.raises(ValueError, match=r"model\.pt"):
+        trained_network(other, str(tmp_path / "model.pt"))
+
+
+def test_a_classifier_may_start_from_another_task(tmp_path, caplog):
+    network = torch.nn.Linear(3, 1)
+    torch.save(stamped(network.state_dict(), {"task": "one", "size": "tiny"}), tmp_path / "model.pt")
+    with caplog.at_level(logging.INFO, "mambamim_nets"):
+        start_classifier(torch.nn.Linear(3, 1), str(tmp_path / "model.pt"), {"task": "other", "size": "tiny"})
+    assert "starting weights: the whole network, 2 tensors from" in caplog.text
+    with pytest.raises(ValueError, match="size is 'tiny' in the file and 'base' in this run"):
+        start_classifier(torch.nn.Linear(3, 1), str(tmp_path / "model.pt"), {"task": "other", "size": "base"})
+
+
+def saved(tmp_path, record: dict) -> str:
+    path = tmp_path / "model.pt"
+    torch.save(stamped(torch.nn.Linear(1, 1).state_dict(), record), path)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("record", "axes", "words"),
+    [
+        ({"mirrored": [0, 2]}, [2], ""),
+        ({"mirrored": []}, [], ""),
+        ({}, [], ""),
+        ({"mirrored": []}, [0], "must be among those that were mirrored when the weights were trained, none"),
+        ({"mirrored": [0]}, [0, 1], r"trained, \[0\]"),
+        ({}, [0], "the weights do not say which axes were mirrored in training"),
+    ],
+)
+def test_only_axes_that_training_mirrored_are_mirrored(tmp_path, caplog, record, axes, words):
+    weights = saved(tmp_path, record)
+    if words:
+        with pytest.raises(ValueError, match=words):
+            trained_network(torch.nn.Linear(1, 1), weights, None, axes)
+        with caplog.at_level("WARNING"):
+            trained_network(torch.nn.Linear(1, 1), weights, None, axes, force=True)
+        assert "FORCED, mirror_axes" in caplog.text
+    else:
+        trained_network(torch.nn.Linear(1, 1), weights, None, axes)
+
+
+def test_the_note_beside_weights_is_one_line(tmp_path):
+    weights = saved(tmp_path, {})
+    assert weights_note(weights) == "" and weights_caption("") == "" and weights_note(None) == ""
+    (tmp_path / "model.txt").write_text("These are\na demonstration.\n")
+    assert weights_note(weights) == "These are a demonstration."
+    assert weights_caption("a demonstration") == "demonstration weights"
+    assert weights_caption("for research") == "weights for research only"
