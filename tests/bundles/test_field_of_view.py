@@ -1,18 +1,15 @@
 """What surrounds the anatomy changes nothing: padded scans give the result of the bare ones, on their own grids."""
 
 import csv
-import os
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
-from helpers import table
+from helpers import BUNDLES, table
 
 from mambamim_nets.checkpoint import read_record
 
-BUNDLES = Path(__file__).parents[2] / "bundles"
-SHARED = Path(os.environ.get("MAMBAMIM_DATA", Path(__file__).parents[2] / ".." / "shared" / "data"))
 PAD = ((21, 3), (8, 17), (5, 20))
 
 
@@ -51,11 +48,9 @@ def test_a_padded_crop_gives_the_result_of_the_bare_one(bundle_run, data, tmp_pa
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", ["Brats18_TCIA01_201_1", "Brats18_TCIA02_370_1"])
-def test_a_brain_in_its_frame_gives_the_result_of_the_bare_brain(bundle_run, tmp_path, case):
+def test_a_brain_in_its_frame_gives_the_result_of_the_bare_brain(bundle_run, real_data, tmp_path, case):
     """Two glioma cases that the weights have not seen: in a frame of zeros they found 400 ml of tumour in the black."""
-    folder = SHARED / "brats_tcga" / "mini_2mm"
-    if not folder.is_dir():
-        pytest.skip("the glioma cases are not there: set MAMBAMIM_DATA")
+    folder = real_data("brats_tcga/mini_2mm")
     scan, truth = (nib.load(folder / kind / f"{case}.nii.gz") for kind in ("imagesTr", "labelsTr"))
     order = ["t1", "t1ce", "t2", "flair"]
     bare, wide = results(bundle_run, "brats_seg", scan, tmp_path, channel_order=order, roi_size=[64, 64, 64])
@@ -71,7 +66,7 @@ def test_a_brain_in_its_frame_gives_the_result_of_the_bare_brain(bundle_run, tmp
 def trained(workflow, data, tmp_path_factory):
     """Weights of one epoch on hippocampus phantoms, whose record says what they saw."""
     folder = tmp_path_factory.mktemp("trained")
-    made = workflow("msd_seg", dataset_dir=str(data), output_dir=str(folder), max_epochs=1, cache="none")
+    made = workflow("msd_seg", dataset_dir=str(data), output_dir=str(folder), max_epochs=1)
     made.run()
     made.finalize()
     return folder / "model_best.pt"

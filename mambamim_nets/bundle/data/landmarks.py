@@ -18,7 +18,6 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from mambamim_nets.bundle.config import flag
 from mambamim_nets.bundle.data.datalists import case_names, listed_subjects
 from mambamim_nets.bundle.data.inspection import inspect_image
 from mambamim_nets.bundle.data.memory import ScanMemory
@@ -51,7 +50,7 @@ def point_names(lengths: Mapping[str, Sequence[str]]) -> list[str]:
 def landmark_cases(
     folder: str,
     names: Sequence[str],
-    allow_missing: bool | str = False,
+    allow_missing: bool = False,
     cache_file: str | None = None,
     memory: ScanMemory | None = None,
 ) -> list[dict[str, Any]]:
@@ -73,7 +72,7 @@ def landmark_cases(
         ValueError: a list is malformed; or one or more problems in the cases, up to 20 of them listed: an image as in
             `check_labelled`, a file of points as in `landmark_files`, or a point outside its image.
     """
-    root, missing = Path(folder), flag(allow_missing, "allow_missing")
+    root = Path(folder)
     cases = sorted(_listed(root), key=lambda item: item["case"])
     subjects = listed_subjects(root / "split.json")
     repeated = sorted(name for name, count in Counter(item["case"] for item in cases).items() if count > 1)
@@ -85,14 +84,14 @@ def landmark_cases(
         if "subject" not in item and item["case"] in subjects:
             item["subject"] = subjects[item["case"]]
         try:
-            item["landmarks"] = _points_of(item, names, missing, tables).tolist()
+            item["landmarks"] = _points_of(item, names, allow_missing, tables).tolist()
         except (FileNotFoundError, ValueError) as error:
             item["problem"] = str(error)
 
     def inspect(item: Mapping[str, Any]) -> Findings:
         return landmark_findings(item, names)
 
-    rule = f"landmarks {list(names)}, allow_missing {missing}"
+    rule = f"landmarks {list(names)}, allow_missing {allow_missing}"
     check_cases(
         cases, ("image", "landmark_file"), inspect, rule, cache_file, title="check images and points", memory=memory
     )

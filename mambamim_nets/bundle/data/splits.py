@@ -254,7 +254,10 @@ def _make_folds(subject_of: Mapping[str, str], n_folds: int, seed: int) -> list[
     for case, subject in subject_of.items():
         members[subject].append(case)
     if not 2 <= n_folds <= len(members):
-        raise ValueError(f"n_folds {n_folds} must lie in 2..{len(members)}, the number of subjects")
+        raise ValueError(
+            f"n_folds {n_folds} must be from 2 to {len(members)}, the number of subjects; add cases, give folds of your"
+            " own with --fold_file, or --fold all to train on every case"
+        )
     result: list[list[str]] = [[] for _ in range(n_folds)]
     for subject in sorted(members, key=lambda subject: (-len(members[subject]), _hash(seed, subject))):
         min(result, key=len).extend(members[subject])

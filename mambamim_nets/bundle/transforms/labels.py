@@ -12,7 +12,6 @@ from monai.transforms import Compose, Invertd, MapTransform
 from scipy import ndimage
 from torch import Tensor
 
-from mambamim_nets.bundle.config import flag
 from mambamim_nets.bundle.labels import Targets
 
 __all__ = ["RestoreLabelsd", "StructureMasksd", "keep_largest"]
@@ -68,10 +67,10 @@ class RestoreLabelsd(MapTransform):
         preprocessing: Compose,
         orig_keys: str = "image",
         max_gib: float = 2.0,
-        keep_largest: bool | str = False,
+        keep_largest: bool = False,
     ) -> None:
         super().__init__(keys)
-        self.keep_largest = flag(keep_largest, "keep_largest")
+        self.keep_largest = keep_largest
         if self.keep_largest and targets.regions:
             raise ValueError(
                 f"keep_largest must be false for regions {list(targets.regions)}: tumours have several parts"

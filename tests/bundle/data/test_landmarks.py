@@ -125,7 +125,7 @@ def test_missing_points_may_be_allowed(copied):
     edit(copied, lambda row: row if row["name"] != "ADV_start" else row | {"x": "", "y": "", "z": ""})
     with pytest.raises(ValueError, match="3 problems in 3 of 3 cases"):
         landmark_cases(str(copied), NAMES)
-    cases = landmark_cases(str(copied), NAMES, allow_missing="true")
+    cases = landmark_cases(str(copied), NAMES, allow_missing=True)
     assert np.isnan(points_of(cases)["phantom_000"]).any(1).tolist() == [name == "ADV_start" for name in NAMES]
 
 

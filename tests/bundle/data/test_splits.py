@@ -55,7 +55,7 @@ class TestFolds:
 
     @pytest.mark.parametrize("n_folds", [0, 1, 4])
     def test_number_of_folds(self, n_folds):
-        with pytest.raises(ValueError, match=rf"n_folds {n_folds} must lie in 2\.\.3"):
+        with pytest.raises(ValueError, match=rf"n_folds {n_folds} must be from 2 to 3"):
             folds(subjects(3), n_folds=n_folds)
 
     @pytest.mark.parametrize(
@@ -233,6 +233,12 @@ class TestFoldCases:
             published = fold_cases(self.CASES, str(tmp_path), 0, "val", bundle_root=bundle)
         assert published == fold_cases(self.CASES, str(tmp_path), 0, "val")
         assert "folds made by subject" in caplog.text
+
+    def test_all_of_one_case_needs_no_folds(self, tmp_path):
+        """As in the evaluation of a scan of one's own."""
+        assert fold_cases(self.CASES[:1], str(tmp_path), "all", "train") == [dict(self.CASES[0])]
+        with pytest.raises(ValueError, match="from 2 to 1, the number of subjects; add cases"):
+            fold_cases(self.CASES[:1], str(tmp_path), 0, "train")
 
     def test_no_published_file(self, tmp_path):
         assert named_in(tmp_path / "none.json") == set()
