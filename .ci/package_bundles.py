@@ -1,7 +1,8 @@
 """Pack every bundle into dist/<name>_v<version>.zip, byte for byte the same from the same files, and sum them up.
 
 An archive holds configs, models, docs and LICENSE under the bundle's name, in sorted order and with one fixed time.
-A bundle whose version has no changelog entry in metadata.json is refused. dist/SHA256SUMS is in the format that
+A bundle whose version has no changelog entry in metadata.json is refused, and one that `mambamim_nets.plan` made while
+its data licence or authors are still to be filled in. dist/SHA256SUMS is in the format that
 `sha256sum --check` reads.
 """
 
@@ -13,6 +14,7 @@ import zipfile
 from pathlib import Path
 
 PARTS = ("configs", "models", "docs", "LICENSE")
+TO_FILL_IN = "FILL IN"  # as mambamim_nets.plan.writer writes it
 TIME = (1980, 1, 1, 0, 0, 0)  # the earliest that the format can say
 
 
@@ -44,6 +46,17 @@ def files_of(bundle: Path) -> list[Path]:
     return sorted(kept, key=lambda file: file.relative_to(bundle).as_posix())
 
 
+def check_filled_in(bundle: Path) -> None:
+    """Refuse a bundle that does not say what only its maker knows.
+
+    Raises:
+        ValueError: that names the file.
+    """
+    for path in (bundle / "docs" / "data_license.txt", bundle / "configs" / "metadata.json"):
+        if path.is_file() and TO_FILL_IN in path.read_text(encoding="utf-8"):
+            raise ValueError(f"{path} still has {TO_FILL_IN!r}; write there what is asked for, then package again")
+
+
 def package(bundle: Path, output: Path) -> Path:
     """Write the archive of a bundle and return its path."""
     target = output / f"{bundle.name}_v{version_of(bundle)}.zip"
@@ -68,6 +81,7 @@ def main() -> int:
     try:
         for bundle in bundles:
             version_of(bundle)  # refuse before anything is written
+            check_filled_in(bundle)
     except ValueError as error:
         print(error, file=sys.stderr)
         return 1

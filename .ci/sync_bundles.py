@@ -44,7 +44,11 @@ def split_config(path: Path) -> tuple[str, str]:
 def shared_files(root: Path) -> Iterator[tuple[Path, str]]:
     """Yield every shared file of every bundle with the text it should have."""
     bundles = sorted(folder for folder in (root / "bundles").iterdir() if (folder / "configs").is_dir())
-    segmentation = [bundle for bundle in bundles if bundle.name.endswith("_seg")]
+    segmentation = [
+        bundle
+        for bundle in bundles
+        if bundle.name.endswith("_seg") and not (bundle / "configs" / "plan.json").is_file()  # plans have own values
+    ]
     source = next((root / "bundles" / name for name in SOURCES if (root / "bundles" / name / "configs").is_dir()), None)
     if source is None:
         raise FileNotFoundError(f"{root / 'bundles'} must have one of {', '.join(SOURCES)}, the source of the bodies")

@@ -22,7 +22,7 @@ import fire
 import torch
 from torch import Tensor
 
-from mambamim_nets.bundle.files import atomic_write
+from mambamim_nets.bundle.files import atomic_write, some
 from mambamim_nets.bundle.weights import record
 from mambamim_nets.checkpoint import stamped
 from mambamim_nets.layers.position import sincos_position
@@ -99,10 +99,9 @@ def public_network(path: str | os.PathLike[str]) -> Imported:
         if name in public and public[name].shape != own[key].shape
     ]
     if problems:
-        more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise ValueError(
             f"weights {path} are not of the network that the public code builds by default (widths 32, 64, 128, 192, "
-            f"384, four Mamba layers), which is the one that can be imported: {'; '.join(problems[:5])}{more}"
+            f"384, four Mamba layers), which is the one that can be imported: {some(problems, 5, ';')}"
         )
     _check_values(public, names, path)
     network.load_state_dict({key: public[name] for name, key in names.items()}, strict=True)

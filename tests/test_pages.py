@@ -11,7 +11,8 @@ PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md")), 
 
 def prose(page: Path) -> list[str]:
     """Return the lines of a page that are neither code nor table."""
-    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    text = re.sub(r"\A---\n.*?^---$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)  # YAML
+    text = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
     return [line for line in text.splitlines() if not line.startswith("|")]
 
 
@@ -25,7 +26,7 @@ def test_pages_wrap_at_120_columns():
 def test_no_line_stands_in_four_bundles():
     """Headings are those of MONAI's template for a bundle's page; rules of tables and of code have no words."""
     count: Counter[str] = Counter()
-    for page in BUNDLES:
+    for page in (page for page in BUNDLES if page.name != "MODEL_CARD.md"):  # which are written by a program
         lines = {line.strip() for line in page.read_text(encoding="utf-8").splitlines()}
         count.update(line for line in lines if re.search(r"\w", line) and not line.startswith("#"))
     assert len(BUNDLES) >= 9

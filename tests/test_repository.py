@@ -52,18 +52,21 @@ RULES = {
     "pretraining": Rule({"ops", "masking", "losses", "layers", "nets", "pretraining"}, TENSORS | {"monai.networks"}),
     "records": Rule(NETWORK_ROOMS - {"checkpoint"}),
     "checkpoint": Rule(NETWORK_ROOMS),
-    "": Rule(NETWORK_ROOMS),  # mambamim_nets/__init__.py
+    "": Rule(NETWORK_ROOMS, lazy={"mambamim_nets.segmentation"}),  # mambamim_nets/__init__.py
     "phantom": Rule({"phantom"}, {"numpy", "scipy", "nibabel"}),
     "bundle.files": Rule(set(), set()),
     "bundle.names": Rule(set(), set()),
     "bundle.errors": Rule({"bundle.files"}, {"monai"}),
     "bundle.config": Rule(set(), MONAI),
+    "bundle.metadata": Rule(set(), set()),
     "bundle.labels": Rule(set(), MONAI),
     "bundle.checkpoint_files": Rule({"checkpoint", "bundle.files"}),
     "bundle.runtime": Rule({"layers", "nets", "pretraining", "bundle.config"}, MONAI),
-    "bundle.io": Rule({"", *GROUND, "bundle.io"}, MONAI | {"nibabel"}, lazy={"itk", "pydicom", "highdicom"}),
-    "bundle.data": Rule({"", "phantom", *READ, "bundle.data"}, MONAI | {"nibabel", "tqdm"}),
-    "bundle.transforms": Rule({*READ, "bundle.transforms"}, MONAI | {"nibabel", "scipy"}),
+    "bundle.io": Rule(
+        {"", *GROUND, "bundle.io"}, MONAI | {"nibabel"}, lazy={"itk", "pydicom", "highdicom", "contourpy"}
+    ),
+    "bundle.data": Rule({"", "phantom", *READ, "bundle.data"}, MONAI | {"nibabel", "tqdm"}, lazy={"blosc2"}),
+    "bundle.transforms": Rule({"masking", *READ, "bundle.transforms"}, MONAI | {"nibabel", "scipy"}),
     "bundle.weights": Rule({"records", "checkpoint", *GROUND, "bundle.transforms"}, MONAI),
     "bundle.inference": Rule(
         {"nets", "pretraining", "checkpoint", "bundle.weights", *USE, "bundle.inference"}, MONAI | {"nibabel", "tqdm"}
@@ -73,16 +76,35 @@ RULES = {
     "bundle.handlers": Rule(
         {"", "masking", "checkpoint", *SHOW, "bundle.handlers"},
         MONAI | {"ignite", "nibabel"},
-        lazy={"matplotlib", "tensorboard"},
+        lazy={"matplotlib", "tensorboard", "PIL"},
     ),
     "bundle.option_kinds": Rule(set()),
     "bundle.options": Rule({"ops", *READ, "bundle.option_kinds"}, MONAI),
     "bundle.overrides": Rule(USE, MONAI),
     "bundle.stops": Rule(GROUND, {"monai"}),
     "bundle.start": Rule(GROUND | {"bundle.options", "bundle.overrides", "bundle.stops"}, {"monai"}),
-    "bundle": Rule({"records", *SHOW, "bundle.handlers", "bundle.options", "bundle.start"}, set()),
+    "bundle": Rule({"records", *SHOW, "bundle.handlers", "bundle.metadata", "bundle.options", "bundle.start"}, set()),
+    # the call from Python: it runs a bundle as monai.bundle does
+    "segmentation": Rule(
+        {"bundle.files", "bundle.errors", "bundle.handlers", "bundle.weights"}, MONAI | {"nibabel"}, lazy={"PIL"}
+    ),
+    "prepare": Rule(
+        {*READ, "bundle.data", "bundle.transforms", "bundle.option_kinds", "prepare"},
+        MONAI | {"fire", "tqdm"},
+        lazy={"blosc2"},
+    ),
     # a driver of commands: it reads data sets and folds by the bundles' own functions, and needs no tensors
     "reproduce": Rule({"reproduce"}, frozenset(), lazy={"matplotlib", "mambamim_nets.bundle"}),
+    "cross_validate": Rule(
+        {"checkpoint", *SHOW, "bundle.handlers", "reproduce", "cross_validate"},
+        MONAI | {"fire", "tqdm"},
+        lazy={"matplotlib"},
+    ),
+    "plan": Rule(
+        {"", "phantom", *SHOW, "bundle.options", "plan"},
+        MONAI | {"nibabel", "scipy", "tqdm", "fire"},
+        lazy={"pydicom"},
+    ),
     "import_public": Rule(NETWORK_ROOMS | GROUND | {"bundle.weights"}, TENSORS | {"fire"}),  # a command of one file
 }
 
@@ -276,6 +298,41 @@ def script(name: str, *arguments: str | Path) -> subprocess.CompletedProcess:
 def test_bundles_are_in_step():
     run = script("sync_bundles.py", "--check")
     assert run.returncode == 0, f"run make sync-bundles:\n{run.stdout}{run.stderr}"
+
+
+def test_model_cards_are_current():
+    run = script("model_cards.py", "--check")
+    assert run.returncode == 0, f"run python .ci/model_cards.py:\n{run.stdout}{run.stderr}"
+
+
+def test_a_hub_reads_a_model_card_as_it_is_meant():
+    """Licence of the weights, not of the code, and measured numbers only."""
+    hub = pytest.importorskip("huggingface_hub")
+    licences, pages = {}, [bundle / "docs" / "MODEL_CARD.md" for bundle in BUNDLES]
+    for page in existing(pages):
+        bundle, data = page.parents[1], hub.ModelCard(page.read_text(encoding="utf-8")).data
+        metadata = json.loads((bundle / "configs" / "metadata.json").read_text(encoding="utf-8"))
+        licences[bundle.name] = data.license
+        assert data.library_name == "monai" and data.datasets and data.pipeline_tag
+        numbers = [float(value) for key, value in metadata["eval_metrics"].items() if key != "protocol"]
+        assert [result.metric_value for result in data.eval_results or []] == numbers
+        assert all(result.dataset_name == metadata["eval_metrics"]["protocol"] for result in data.eval_results or [])
+        text = " ".join(page.read_text(encoding="utf-8").split())
+        note = (bundle / "models" / "model.txt").read_text(encoding="utf-8")
+        assert " ".join(note.split()) in text and metadata["intended_use"] in text
+        stated = " ".join((bundle / "docs" / "data_license.txt").read_text(encoding="utf-8").split())
+        assert all(entry["license"] in stated for entry in metadata["model_card"]["datasets"]), bundle.name
+    assert licences["msd_seg"] == licences["pretrain"] == "cc-by-sa-4.0", "that of their data"
+    assert licences["brats_seg"] == "other" and licences["btcv_seg"] == "cc-by-sa-4.0"
+
+
+def test_a_card_without_a_licence_is_refused(tmp_path):
+    for part in ("configs", "docs"):
+        (tmp_path / "bundles" / "new_seg" / part).mkdir(parents=True)
+    (tmp_path / "bundles" / "new_seg" / "configs" / "metadata.json").write_text('{"model_card": {"license": ""}}')
+    run = script("model_cards.py", "--root", tmp_path)
+    assert run.returncode == 1 and "model_card must have license, license_reason, pipeline_tag, datasets" in run.stderr
+    assert not list((tmp_path / "bundles").rglob("*.md"))
 
 
 def test_sync_keeps_task_blocks_and_repairs_bodies(tmp_path):

@@ -18,6 +18,8 @@ from mambamim_nets.bundle.data.labelled import channel_order
 from mambamim_nets.bundle.data.landmarks import landmark_cases, point_names
 from mambamim_nets.bundle.data.memory import ScanMemory
 from mambamim_nets.bundle.data.painted import PaintedCrops
+from mambamim_nets.bundle.data.store import Store
+from mambamim_nets.bundle.data.store_crops import StoreCrops, StoreSampler
 from mambamim_nets.bundle.handlers.checkpoints import Average, Checkpoints
 from mambamim_nets.bundle.handlers.classification import (
     ClassReport,
@@ -33,12 +35,13 @@ from mambamim_nets.bundle.handlers.promotion import promote
 from mambamim_nets.bundle.handlers.segmentation import CaseReport, ScanReport, ValidationPicture, preview_window
 from mambamim_nets.bundle.handlers.training import ClipGradients, EpochSeed, Progress, ReuseMemory, StopOnNan
 from mambamim_nets.bundle.handlers.training_ranges import TrainingRanges
-from mambamim_nets.bundle.inference.inferers import AutocastInferer, bfloat16_is_fast, tensorrt
+from mambamim_nets.bundle.inference.inferers import AutocastInferer, EnsembleInferer, bfloat16_is_fast, tensorrt
 from mambamim_nets.bundle.inference.known_scans import KnownScand
 from mambamim_nets.bundle.inference.scan_lists import scans
 from mambamim_nets.bundle.inference.scan_loader import OneByOne, ScanLoader, finish, named_failures
 from mambamim_nets.bundle.io.scan_formats import LoadScand
-from mambamim_nets.bundle.labels import RegionLoss, Targets
+from mambamim_nets.bundle.labels import PartialLabelLoss, RegionLoss, Targets
+from mambamim_nets.bundle.metadata import label_table, metadata_entry, region_table
 from mambamim_nets.bundle.runtime import (
     checkpoint_activations,
     init_distributed,
@@ -50,7 +53,7 @@ from mambamim_nets.bundle.start import start_run
 from mambamim_nets.bundle.transforms.channels import SelectChannelsd, stored_order
 from mambamim_nets.bundle.transforms.field_of_view import RandFieldOfViewd
 from mambamim_nets.bundle.transforms.genesis import distortions
-from mambamim_nets.bundle.transforms.labels import RestoreLabelsd, StructureMasksd
+from mambamim_nets.bundle.transforms.labels import KeepPartsd, RestoreLabelsd, StructureMasksd
 from mambamim_nets.bundle.transforms.landmarks import (
     DecodeLandmarksd,
     HeatmapLoss,
@@ -61,6 +64,8 @@ from mambamim_nets.bundle.transforms.landmarks import (
     with_affine,
 )
 from mambamim_nets.bundle.transforms.normalisation import RequireFinited, ScaleCTOrMRd, nonzero
+from mambamim_nets.bundle.transforms.probabilities import RestoreProbabilitiesd
+from mambamim_nets.bundle.transforms.stored import DrawVisibled, ScaleStoredd
 from mambamim_nets.bundle.weights import record, shipped_weights, start_classifier, start_network, trained_network
 from mambamim_nets.records import architecture
 
@@ -75,11 +80,14 @@ __all__ = [
     "DecisionThreshold",
     "DecodeLandmarksd",
     "DiskCache",
+    "DrawVisibled",
+    "EnsembleInferer",
     "EpochLog",
     "EpochSeed",
     "FeatureReport",
     "HeatmapLoss",
     "KeepAffined",
+    "KeepPartsd",
     "KnownScand",
     "LandmarkPicture",
     "LandmarkReport",
@@ -88,6 +96,7 @@ __all__ = [
     "LoadScand",
     "OneByOne",
     "PaintedCrops",
+    "PartialLabelLoss",
     "Progress",
     "RandFieldOfViewd",
     "ReconstructionPictures",
@@ -95,13 +104,18 @@ __all__ = [
     "ReplaceUnreadabled",
     "RequireFinited",
     "RestoreLabelsd",
+    "RestoreProbabilitiesd",
     "ReuseMemory",
     "ScaleCTOrMRd",
+    "ScaleStoredd",
     "ScanLoader",
     "ScanMemory",
     "ScanReport",
     "SelectChannelsd",
     "StopOnNan",
+    "Store",
+    "StoreCrops",
+    "StoreSampler",
     "StructureMasksd",
     "Targets",
     "TrainingRanges",
@@ -122,9 +136,11 @@ __all__ = [
     "fold_cases",
     "init_distributed",
     "interactive",
+    "label_table",
     "labelled",
     "landmark_cases",
     "launch_device",
+    "metadata_entry",
     "mim_batch",
     "mim_loss",
     "named_failures",
@@ -135,6 +151,7 @@ __all__ = [
     "promote",
     "radial_errors",
     "record",
+    "region_table",
     "scan_source",
     "scans",
     "shipped_weights",

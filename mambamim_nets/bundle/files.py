@@ -217,9 +217,9 @@ def stem(path: str | os.PathLike[str], endings: Sequence[str] = NIFTI) -> str:
     return name
 
 
-def some(names: Sequence[str], most: int = 10) -> str:
+def some(names: Sequence[str], most: int = 10, separator: str = ",") -> str:
     """Return the first names on one line, and how many more there are."""
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+    return f"{separator} ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def first_lines(lines: Sequence[str], most: int = 20) -> str:

@@ -9,10 +9,10 @@ Glossary
 from collections.abc import Mapping, Sequence
 
 import torch
-from monai.losses import DiceLoss
+from monai.losses import DiceCELoss, DiceLoss
 from torch import Tensor, nn
 
-__all__ = ["RegionLoss", "Targets", "named_values"]
+__all__ = ["PartialLabelLoss", "RegionLoss", "Targets", "named_values"]
 
 # MONAI's weights of overlapping windows lie in [1e-3, 1]; 64 windows (overlap 0.75) at weight 1 whose logits speak
 # against background by 10,000 move the blend by 6.4e5, one window of background at weight 1e-3 by 1e6
@@ -69,6 +69,13 @@ class Targets:
         """Turn logits, channel first, into probabilities of the channels."""
         return torch.sigmoid(logits) if self.regions else torch.softmax(logits, dim=0)
 
+    def logits(self, probabilities: Tensor) -> Tensor:
+        """Turn probabilities, of any layout, in place into logits that have them; 0 and 1 become very certain ones."""
+        smallest = torch.finfo(probabilities.dtype).tiny
+        if self.regions:
+            return probabilities.logit_(eps=torch.finfo(probabilities.dtype).eps)
+        return probabilities.clamp_(min=smallest).log_()
+
     def label_map(self, probabilities: Tensor) -> Tensor:
         """Turn probabilities or logits of exclusive classes, or probabilities of regions, into a label map, uint8."""
         if not self.regions:
@@ -107,6 +114,39 @@ def _nested(first: Sequence[int], second: Sequence[int]) -> bool:
 
 def _among(values: Tensor, wanted: Sequence[int]) -> Tensor:
     return torch.isin(values.round().long(), torch.as_tensor(list(wanted), device=values.device))
+
+
+class PartialLabelLoss(DiceCELoss):
+    """MONAI's DiceCELoss of exclusive classes, where some voxels have no label and take no part.
+
+    Args:
+        to_onehot_y: as in DiceCELoss.
+        softmax: as in DiceCELoss.
+        weight: as in DiceCELoss.
+        lambda_dice: as in DiceCELoss.
+        lambda_ce: as in DiceCELoss.
+        ignored: label value of the voxels that take no part.
+    """
+
+    def __init__(
+        self,
+        to_onehot_y: bool = True,
+        softmax: bool = True,
+        weight: Tensor | None = None,
+        lambda_dice: float = 1.0,
+        lambda_ce: float = 1.0,
+        ignored: int = 255,
+    ) -> None:
+        super().__init__(
+            to_onehot_y=to_onehot_y, softmax=softmax, weight=weight, lambda_dice=lambda_dice, lambda_ce=lambda_ce
+        )
+        self.dice.ignore_index = self.cross_entropy.ignore_index = ignored
+
+    def ce(self, input: Tensor, target: Tensor) -> Tensor:
+        """Return the cross-entropy of logits (B, C, D, H, W) and label maps (B, 1, D, H, W), 0 without any label."""
+        if (target == self.cross_entropy.ignore_index).all():  # the mean over no voxel is not a number
+            return input.sum() * 0
+        return super().ce(input, target)
 
 
 class RegionLoss(nn.Module):

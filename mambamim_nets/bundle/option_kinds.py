@@ -29,16 +29,21 @@ __all__ = [
     "to_data_folder",
     "to_device",
     "to_file",
+    "to_files",
     "to_fold",
     "to_folder",
     "to_intensity",
     "to_pairs",
+    "to_parts",
     "to_path",
+    "to_paths",
     "to_resume",
     "to_sides",
     "to_sources",
     "to_spacing",
     "to_switch",
+    "to_text",
+    "to_volume",
     "to_whole",
     "whole",
 ]
@@ -151,6 +156,13 @@ def to_name(value: Any) -> str:
     return value
 
 
+def to_text(value: Any) -> str:
+    """A text that is not empty."""
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError
+    return value
+
+
 def name(about: str) -> Option:
     """A name that may become part of the name of a folder."""
     return Option(about, "a name without '/', e.g. 'BTCV'", to_name)
@@ -255,6 +267,46 @@ def to_file(value: Any) -> str:
     if not path.is_file():
         raise DetailError("there is none of that name")
     return str(path)
+
+
+def to_paths(value: Any) -> str | list[str]:
+    """A path, or a list of different paths."""
+    return to_path(value) if isinstance(value, str | os.PathLike) else _each(value, to_path)
+
+
+def to_files(value: Any) -> str | list[str]:
+    """The path of a file that is there, or a list of different ones."""
+    return to_file(value) if isinstance(value, str | os.PathLike) else _each(value, to_file)
+
+
+def _each(values: Any, convert: Callable[[Any], str]) -> list[str]:
+    if not isinstance(values, Sequence) or not values:
+        raise ValueError
+    found = []
+    for value in values:
+        try:
+            found.append(convert(value))
+        except DetailError as error:
+            raise DetailError(f"{value}: {error}") from error
+    if len(set(found)) < len(found):
+        raise DetailError("it names a file twice")
+    return found
+
+
+def to_parts(value: Any) -> bool | str | list[str]:
+    """True or False, "together", or names."""
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        if not value or not all(isinstance(name, str) for name in value):
+            raise ValueError
+        return list(value)
+    return value if value == "together" else to_switch(value)
+
+
+def to_volume(value: Any) -> float:
+    """A number above 0."""
+    if not finite(value) > 0:
+        raise ValueError
+    return float(value)
 
 
 def to_data_folder(value: Any) -> str:

@@ -36,16 +36,21 @@ from mambamim_nets.bundle.option_kinds import (
     to_data_folder,
     to_device,
     to_ends,
+    to_files,
     to_fold,
     to_folder,
     to_intensity,
     to_pairs,
+    to_parts,
     to_path,
+    to_paths,
     to_resume,
     to_sides,
     to_sources,
     to_spacing,
     to_switch,
+    to_text,
+    to_volume,
     whole,
 )
 from mambamim_nets.ops.orders import ScanKind
@@ -68,8 +73,25 @@ OPTIONS: dict[str, Option] = {
     ),
     "data_root": Option("the data set", "an existing folder", to_folder, late=True),
     "sources": Option(
-        "images of pre-training", "a path, or a list of paths or of {'path': ..., 'weight': ...}", to_sources, late=True
+        "images of pre-training",
+        "a path, or a list of paths or of {'path': ..., 'weight': ...}",
+        to_sources,
+        null=True,
+        late=True,
     ),
+    "store": Option(
+        "the prepared store", "the folder that python -m mambamim_nets.prepare --store wrote", to_folder, null=True
+    ),
+    "filter": Option(
+        "which volumes of the store are taken",
+        "a comparison such as \"modality == 'CT' and not duplicate\"",
+        to_text,
+        null=True,
+    ),
+    "source_weights": mapping(
+        "how often each source of the store is drawn", "a table {'name of the source': 2.0, ...}", null=True
+    ),
+    "held_out": number("share of the subjects that is never trained on", "from 0 to below 1", 0.05, 0.0, below=1.0),
     "input": path("the scans: a file, a folder, or a pattern", null=True),
     "source": Option("the scans: a file, a folder, or a pattern", "a path", to_path, late=True),
     "assume_axes": Option(
@@ -78,7 +100,7 @@ OPTIONS: dict[str, Option] = {
         checked_axes,
         null=True,
     ),
-    "shipped": path("the bundle's own weights", null=True),
+    "shipped": Option("the bundle's own weights", "a path, or a list of paths of an ensemble", to_paths, null=True),
     "pretrained": file("weights to start from", null=True),
     "fold_file": file("JSON of folds", null=True),
     # images
@@ -135,9 +157,19 @@ OPTIONS: dict[str, Option] = {
     "peak": positive("height of a landmark's peak", 50.0),
     "min_confidence": number("confidence below which a landmark is marked as unsure", "from 0 to 1", 0.3, 0.0, 1.0),
     "threshold": number("probability from which a scan is positive", "from 0 to 1", 0.5, 0.0, 1.0, null=True),
-    "keep_largest": switch("whether only the largest part of each structure is kept"),
+    "keep_largest": Option(
+        "structures of which only the largest part is kept",
+        """true, false, "together", or a list of names, e.g. "['liver']\"""",
+        to_parts,
+    ),
+    "min_volume_ml": mapping(
+        "smallest volume, in ml, of a part of a structure",
+        "a table {'name': 0.5, ...} of volumes above 0",
+        item=to_volume,
+        null=True,
+    ),
     "subjects": mapping("which cases are of one person", "a table {'pattern': '...', 'consecutive': 2}", null=True),
-    "phantom": mapping("the synthetic data", "a table {'kind': 'abdomen', 'cases': 10}"),
+    "phantom": mapping("the synthetic data", "a table {'kind': 'abdomen', 'cases': 10}", null=True),
     "record": mapping("what the weights must say of themselves", "a table", null=True, late=True),
     # network and pre-training
     "scan": choice("order of the tokens", *get_args(ScanKind)),
@@ -161,6 +193,8 @@ OPTIONS: dict[str, Option] = {
     "learning_rate": positive("highest learning rate", 0.0001),
     "weight_decay": number("weight decay of the optimiser", "of at least 0", 0.00001, 0.0),
     "max_epochs": whole("epochs of training", 1, 100),
+    "epoch_iterations": whole("steps of an epoch", 1, 250),
+    "val_iterations": whole("steps of a validation", 1, 8),
     "warmup_epochs": whole("epochs in which the learning rate rises", 0, 5),
     "val_interval": whole("epochs between validations", 1, 5),
     "picture_interval": whole("epochs between pictures", 1, 10),
@@ -193,7 +227,10 @@ OPTIONS: dict[str, Option] = {
     "force": switch("whether scans that the weights do not know are segmented all the same"),
     "overwrite": switch("whether finished scans are done again"),
     "pictures": whole("cases with a picture", 0, 8),
+    "predictions": switch("whether evaluation keeps the predicted label maps"),
     "previews": switch("whether each scan gets a picture"),
+    "rtstruct": switch("whether a DICOM series gets an RTSTRUCT too"),
+    "probabilities": switch("whether the probabilities of each scan are written too"),
     "tolerance_mm": positive("tolerance of the surface Dice, in mm", 1.0),
     "resamples": whole("draws of the bootstrap", 1, 2000),
     # last, because their defaults may need the data set
@@ -202,7 +239,12 @@ OPTIONS: dict[str, Option] = {
     ),
     "output_dir": path("where results go"),
     "eval_dir": path("where results of the evaluation go"),
-    "checkpoint": file("the weights, e.g. model_best.pt of a training run", late=True),
+    "checkpoint": Option(
+        "the weights, e.g. model_best.pt of a training run; of several files, probabilities are averaged",
+        "an existing file, or a list of them",
+        to_files,
+        late=True,
+    ),
 }
 
 

@@ -241,7 +241,8 @@ def check_task(parser: ConfigParser, values: Mapping[str, Any]) -> None:
 def _of_task(path: Path, parser: ConfigParser) -> dict[str, Any]:
     """Return what a task's configuration says of its channels, labels or classes, evaluated."""
     content = ConfigParser.load_config_file(path)
-    alone = ConfigParser({key: content[key] for key in _OF_TASK if key in content} | {"imports": parser["imports"]})
+    around = {key: parser[key] for key in ("imports", "bundle_root") if key in parser}
+    alone = ConfigParser({key: content[key] for key in _OF_TASK if key in content} | around)
     return {key: alone.get_parsed_content(key) for key in _OF_TASK if key in content}
 
 

@@ -6,6 +6,7 @@ import logging
 import os
 import random
 import sys
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ __all__ = [
     "init_distributed",
     "interactive",
     "launch_device",
+    "peak_memory",
     "process_rank",
     "reuse_memory",
     "seed_everything",
@@ -133,3 +135,21 @@ def checkpoint_activations(network: nn.Module, enabled: bool = False) -> nn.Modu
         apply_activation_checkpointing(network, check_fn=lambda module: isinstance(module, BLOCKS))
         logger.info("activation checkpointing: less memory, more time")
     return network
+
+
+def peak_memory() -> int | None:
+    """Return the largest resident set that this process has had, in bytes; None where the system does not say.
+
+    Linux's own number is asked for: that of getrusage starts with the size of the process that started this one.
+    """
+    status = Path("/proc/self/status")
+    if status.is_file():
+        lines = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
+        if "VmHWM" in lines:
+            return 1024 * int(lines["VmHWM"].split()[0])
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak

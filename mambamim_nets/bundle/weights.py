@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import os
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +16,27 @@ from torch import nn
 from mambamim_nets.bundle.config import bundle_root
 from mambamim_nets.bundle.runtime import checkpoint_activations
 from mambamim_nets.bundle.transforms.normalisation import scaling_of
-from mambamim_nets.checkpoint import load_encoder, load_weights
+from mambamim_nets.checkpoint import LoadReport, load_encoder, load_weights, read_record
 from mambamim_nets.records import network_record
 
 __all__ = [
+    "described_weights",
+    "file_digest",
     "other_pretraining",
     "record",
+    "seen_in_training",
     "shipped_weights",
     "spacing_of",
     "start_classifier",
     "start_network",
     "trained_network",
     "weights_caption",
+    "weights_files",
     "weights_note",
 ]
 
 logger = logging.getLogger("mambamim_nets")
+_OF_TRAINING = ("mirrored", "seen")  # of a record: what differs between the folds of one cross-validation
 _OF_PRETRAINING = ("spacing", "intensity", "intensity_range", "roi_size")  # what features were learnt at
 
 
@@ -110,9 +118,16 @@ def _networks() -> set[str]:
     return {path.stem for path in Path(bundle_root(), "configs", "networks").glob("*.json")}
 
 
+def weights_files(checkpoint: str | Sequence[str] | None) -> list[str]:
+    """Return the files of one network, or of an ensemble, as the option ``checkpoint`` names them."""
+    if not checkpoint:
+        return []
+    return [checkpoint] if isinstance(checkpoint, str) else [str(path) for path in checkpoint]
+
+
 def trained_network(
     network: nn.Module,
-    checkpoint: str,
+    checkpoint: str | Sequence[str],
     record: Mapping[str, Any] | None = None,
     mirror_axes: Sequence[int] = (),
     force: bool = False,
@@ -121,40 +136,137 @@ def trained_network(
 
     Args:
         network: as in ``load_weights``.
-        checkpoint: as in ``load_weights``.
+        checkpoint: as in ``load_weights``; or the files of an ensemble, such as the folds of a cross-validation. Each
+            of them is loaded and checked, and the network is left with the first; ``EnsembleInferer`` calls them all.
         record: as in ``load_weights``.
         mirror_axes: axes along which the network's input will be mirrored; training must have mirrored them too.
         force: whether to mirror other axes all the same, with a warning.
 
     Raises:
         FileNotFoundError, ValueError: as ``load_weights``.
-        ValueError: training did not mirror one of ``mirror_axes``, or the weights do not say so.
+        ValueError: training did not mirror one of ``mirror_axes``, or the weights do not say so; or the files of an
+            ensemble are not of one kind, or one is named twice.
     """
-    report = load_weights(network, checkpoint, record, _networks())
-    if objection := _mirror_objection(report.record.get("mirrored"), mirror_axes):
-        if not force:
-            raise ValueError(f"mirror_axes {list(mirror_axes)}: {objection}; leave the option out")
-        logger.warning("FORCED, mirror_axes %s: %s", list(mirror_axes), objection)
-    logger.info("weights: %s", report)
-    if record and not report.record:
-        logger.warning("%s does not say what its weights are: task and spacing are taken on trust", checkpoint)
-    if note := weights_note(checkpoint):
+    files = weights_files(checkpoint)
+    if repeated := sorted({path for path in files if files.count(path) > 1}):
+        raise ValueError(f"checkpoint {repeated[0]} is named twice; name each file of an ensemble once")
+    reports = [_load(network, path, record, mirror_axes, force) for path in reversed(files)]
+    _require_alike(reports[::-1])
+    for note in _notes(files):
         logger.warning(note)
     return network.eval()
+
+
+def _load(
+    network: nn.Module, path: str, record: Mapping[str, Any] | None, mirror_axes: Sequence[int], force: bool
+) -> LoadReport:
+    report = load_weights(network, path, record, _networks())
+    if objection := _mirror_objection(report.record.get("mirrored"), mirror_axes):
+        if not force:
+            raise ValueError(f"mirror_axes {list(mirror_axes)} {objection} ({path}); leave the option out")
+        logger.warning("FORCED, mirror_axes %s %s (%s)", list(mirror_axes), objection, path)
+    logger.info("weights: %s", report)
+    if record and not report.record:
+        logger.warning("%s does not say what its weights are: task and spacing are taken on trust", path)
+    return report
+
+
+def _require_alike(reports: Sequence[LoadReport]) -> None:
+    """Refuse the files of an ensemble that say different things of themselves, whatever the run expects.
+
+    Raises:
+        ValueError: that names the first two files which differ, and in what.
+    """
+    first = reports[0]
+    for other in reports[1:]:
+        keys = [key for key in (*first.record, *other.record) if key not in _OF_TRAINING]
+        differing = [key for key in dict.fromkeys(keys) if first.record.get(key) != other.record.get(key)]
+        if differing:
+            said = "; ".join(
+                f"{key} is {first.record.get(key)!r} in {first.path} and {other.record.get(key)!r} in {other.path}"
+                for key in differing
+            )
+            raise ValueError(
+                f"checkpoint: the files of an ensemble must be of one kind: {said}. Name the folds of one"
+                " cross-validation, or one file alone"
+            )
+
+
+def seen_in_training(checkpoint: str | Sequence[str] | None) -> dict[str, Any]:
+    """Return the ranges that the record of weights says training saw; of an ensemble, what any of its members saw.
+
+    What none of them says is not there: see ``TrainingRanges`` for the keys.
+    """
+    said = [seen for path in weights_files(checkpoint) if (seen := _seen(path, *_state(path)))]
+    union: dict[str, Any] = dict(said[0]) if said else {}
+    for seen in said[1:]:
+        for key, ranges in seen.items():
+            union[key] = _joined(union[key], ranges) if key in union else ranges
+    return union
+
+
+def _joined(first: Any, second: Any) -> Any:
+    """Return the range that holds two ranges [lowest, highest], of numbers or of lists; or a table of such ranges."""
+    if isinstance(first, Mapping):
+        both = {name: _joined(first[name], second[name]) for name in first if name in second}
+        return {**second, **first, **both}
+    (low, high), (other_low, other_high) = first, second
+    if isinstance(low, Sequence):
+        return [list(map(min, low, other_low)), list(map(max, high, other_high))]
+    return [min(low, other_low), max(high, other_high)]
 
 
 def _mirror_objection(mirrored: Sequence[int] | None, wanted: Sequence[int]) -> str:
     if not set(wanted) - set(mirrored or ()):
         return ""
     if mirrored is None:
-        return "the weights do not say which axes were mirrored in training"
+        return "cannot be judged: the weights do not say which axes were mirrored in training"
     return f"must be among those that were mirrored when the weights were trained, {list(mirrored) or 'none'}"
 
 
-def weights_note(checkpoint: str | None) -> str:
-    """Return the text that lies beside a file of weights, such as that they are a demonstration, on one line; or ""."""
-    note = Path(checkpoint).with_suffix(".txt") if checkpoint else None
-    return " ".join(note.read_text(encoding="utf-8").split()) if note is not None and note.is_file() else ""
+def weights_note(checkpoint: str | Sequence[str] | None) -> str:
+    """Return what the text beside a file of weights says, such as that they are a demonstration, on one line; or "".
+
+    Of an ensemble, what the texts beside its members say, each once.
+    """
+    return "; ".join(_notes(weights_files(checkpoint)))
+
+
+def _notes(files: Sequence[str]) -> list[str]:
+    texts = [note for path in files if (note := Path(path).with_suffix(".txt")).is_file()]
+    return list(dict.fromkeys(" ".join(note.read_text(encoding="utf-8").split()) for note in texts))
+
+
+def described_weights(checkpoint: str | Sequence[str] | None) -> str:
+    """Return what results say of their weights: the note beside the file; of an ensemble first its members' digests."""
+    files = weights_files(checkpoint)
+    if len(files) < 2:
+        return weights_note(checkpoint)
+    named = ", ".join(f"{Path(path).parent.name}/{Path(path).name} sha256 {file_digest(path)[:16]}" for path in files)
+    return "; ".join([f"mean of {len(files)} networks: {named}", *_notes(files)])
+
+
+def file_digest(path: str) -> str:
+    """Return the SHA-256 of a file's content, in hexadecimal; it is read again when size or time of change differ."""
+    return _digest(path, *_state(path))
+
+
+def _state(path: str) -> tuple[int, int]:
+    """Return size and time of change of a file: while they stay, it is not read again."""
+    found = os.stat(path)
+    return found.st_size, found.st_mtime_ns
+
+
+@lru_cache
+def _seen(path: str, size: int, changed: int) -> dict[str, Any]:
+    found: dict[str, Any] = read_record(path).get("seen", {})
+    return found
+
+
+@lru_cache
+def _digest(path: str, size: int, changed: int) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def weights_caption(note: str) -> str:
@@ -164,8 +276,8 @@ def weights_caption(note: str) -> str:
     return "demonstration weights" if "demonstration" in note else "weights for research only"
 
 
-def shipped_weights(bundle_root: str, weights: str | None) -> str:
-    """Return the path of the weights that the bundle ships for a task.
+def shipped_weights(bundle_root: str, weights: str | Sequence[str] | None) -> str | list[str]:
+    """Return the path of the weights that the bundle ships for a task; of an ensemble, all of its paths.
 
     Raises:
         ValueError: if it ships none for this task.
@@ -174,7 +286,8 @@ def shipped_weights(bundle_root: str, weights: str | None) -> str:
         raise ValueError(
             "this bundle ships no weights for this task; train first, then give --checkpoint path/to/model_best.pt"
         )
-    return str(Path(bundle_root, weights))
+    paths = [str(Path(bundle_root, path)) for path in weights_files(weights)]
+    return paths[0] if isinstance(weights, str) else paths
 
 
 def start_classifier(network: nn.Module, pretrained: str | None, record: Mapping[str, Any]) -> nn.Module:

@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,7 +10,7 @@ from typing import Any
 
 from mambamim_nets.reproduce.plan import Budget, Plan, make_plan, tables
 from mambamim_nets.reproduce.report import write
-from mambamim_nets.reproduce.runner import Launch, Launcher, cores, execute, typed
+from mambamim_nets.reproduce.runner import Launch, Launcher, cores, execute, terminable, typed
 
 FAILED, WRONG, INTERRUPTED = 1, 2, 130  # exit statuses
 
@@ -147,20 +146,6 @@ def _alone(folder: Path) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """Let SIGTERM, as a scheduler sends it, end everything as Ctrl-C does."""
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
 def main(arguments: Sequence[str] | None = None, launch: Launch | None = None) -> int:
     """Run a table; return the exit status: 0 all well, 1 a run failed, 2 wrong options, 130 interrupted.
 
@@ -177,7 +162,7 @@ def main(arguments: Sequence[str] | None = None, launch: Launch | None = None) -
         if options.dry_run:
             _print_commands(plan)
             return 0
-        with _alone(budget.output), _terminable():
+        with _alone(budget.output), terminable():
             return _run(plan, typed(["mambamim_nets.reproduce", *arguments]), options.jobs, launch)
     except (ValueError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -12,8 +12,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -22,7 +23,7 @@ from typing import Protocol
 
 from mambamim_nets.reproduce.plan import RECORD, Run, replacing
 
-__all__ = ["Launch", "Launcher", "cores", "duration", "execute", "typed"]
+__all__ = ["Launch", "Launcher", "cores", "duration", "execute", "terminable", "typed"]
 
 PACKAGES = ("mambamim-nets", "torch", "monai", "pytorch-ignite", "numpy")
 LAST_LINES = 12  # of the log of a failed run
@@ -100,6 +101,20 @@ def _end(process: subprocess.Popen[bytes], by_force: bool = False) -> None:
 def cores() -> int:
     """Return how many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Let SIGTERM, as a scheduler sends it, end everything as Ctrl-C does."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def typed(words: Sequence[str]) -> str:

@@ -5,7 +5,7 @@ import torch
 from label_tasks import BRATS, BRATS_LABELS, TASKS, encoded, random_map
 from monai.losses import DiceCELoss
 
-from mambamim_nets.bundle.labels import RegionLoss, Targets
+from mambamim_nets.bundle.labels import PartialLabelLoss, RegionLoss, Targets
 
 
 def test_names_and_channels():
@@ -105,3 +105,24 @@ def test_a_loss_is_small_where_the_network_is_right(name, loss):
     logits = 40 * encoded(targets, label_map)[None] - 20
     assert loss(logits, label_map[None].float()) < 1e-3
     assert loss(-logits, label_map[None].float()) > 5
+
+
+@pytest.mark.parametrize("weight", [None, torch.tensor([0.25, 1.0, 1.0, 1.0])], ids=["plain", "weighted"])
+def test_partial_labels_with_every_label_are_dice_and_cross_entropy(weight):
+    label = random_map(TASKS["classes"])[None].float()
+    logits = torch.randn(1, 4, *label.shape[2:], generator=torch.Generator().manual_seed(0))
+    plain = DiceCELoss(to_onehot_y=True, softmax=True, weight=weight)
+    torch.testing.assert_close(PartialLabelLoss(weight=weight)(logits, label), plain(logits, label))
+
+
+def test_voxels_without_a_label_take_no_part():
+    label = random_map(TASKS["classes"])[None].float()
+    label[..., ::2] = 255
+    logits = torch.randn(1, 4, *label.shape[2:], generator=torch.Generator().manual_seed(0), requires_grad=True)
+    loss = PartialLabelLoss()(logits, label)
+    loss.backward()
+    assert (logits.grad[..., ::2] == 0).all() and (logits.grad[..., 1::2] != 0).any()
+    changed = logits.detach().clone()
+    changed[..., ::2] += 5
+    torch.testing.assert_close(PartialLabelLoss()(changed, label), loss.detach())
+    assert torch.isfinite(PartialLabelLoss()(logits, torch.full_like(label, 255)))

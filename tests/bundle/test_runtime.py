@@ -9,7 +9,7 @@ import torch
 from torch.testing import assert_close
 
 from mambamim_nets import MAE, HyMamba, HyMambaSeg, MambaMIM, MambaUNETR, MMUNet, VisionMamba
-from mambamim_nets.bundle.runtime import checkpoint_activations
+from mambamim_nets.bundle.runtime import checkpoint_activations, peak_memory
 from mambamim_nets.masking import random_visible
 
 VISIBLE = random_visible(1, (2, 2, 2), 0.5, torch.Generator().manual_seed(0))
@@ -89,3 +89,10 @@ def test_freed_memory_is_used_again():
         found[mode] = int(run.stdout)
     # A small allocation behind a freed tensor makes the library ask for the next one anew, but not each time.
     assert found["reuse"] < found["default"] / 3
+
+
+def test_the_peak_is_that_of_the_process_and_not_of_the_one_that_started_it():
+    program = "from mambamim_nets.bundle.runtime import peak_memory; print(peak_memory())"
+    held = torch.ones(2**28)  # 1 GiB here
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert 50 * 2**20 < int(run.stdout) < peak_memory() and peak_memory() > 4 * held.numel()

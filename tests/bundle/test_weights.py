@@ -4,13 +4,17 @@ import logging
 
 import pytest
 import torch
+from helpers import refused
 from monai.networks.nets import SegResNet
 from monai.transforms import Compose, ScaleIntensityd, Spacingd
 
 from mambamim_nets import HyMamba, HyMambaSeg
 from mambamim_nets.bundle.weights import (
+    described_weights,
+    file_digest,
     other_pretraining,
     record,
+    seen_in_training,
     shipped_weights,
     spacing_of,
     start_classifier,
@@ -51,6 +55,7 @@ def test_only_what_both_say_can_differ_from_pre_training():
 
 def test_a_task_without_shipped_weights():
     assert shipped_weights("/bundle", "models/model.pt") == "/bundle/models/model.pt"
+    assert shipped_weights("/bundle", ["a.pt", "b.pt"]) == ["/bundle/a.pt", "/bundle/b.pt"]
     with pytest.raises(ValueError, match="ships no weights for this task; train first, then give --checkpoint"):
         shipped_weights("/bundle", None)
 
@@ -133,3 +138,84 @@ def test_the_note_beside_weights_is_one_line(tmp_path):
     assert weights_note(weights) == "These are a demonstration."
     assert weights_caption("a demonstration") == "demonstration weights"
     assert weights_caption("for research") == "weights for research only"
+
+
+# --- ensembles ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def fold(tmp_path):
+    """Return a function that writes weights of a network of two layers, with a record; it gives the path."""
+
+    def write(name, **facts):
+        network = torch.nn.Conv3d(1, 2, 1)
+        network.weight.data.fill_(float(len(name)))
+        path = tmp_path / name / "model_best.pt"
+        path.parent.mkdir(exist_ok=True)
+        torch.save(stamped(network.state_dict(), {"task": "mine", "mirrored": [0], **facts}), path)
+        return str(path)
+
+    return write
+
+
+def test_every_member_of_an_ensemble_is_loaded_and_the_first_stays(fold, caplog):
+    files = [fold("one", seen={"spacing_mm": [1, 1]}), fold("second", seen={"spacing_mm": [2, 2]})]
+    network = torch.nn.Conv3d(1, 2, 1).train()
+    with caplog.at_level(logging.INFO):
+        trained_network(network, files, {"task": "mine"}, mirror_axes=[0])
+    assert not network.training and network.weight.unique().item() == 3.0
+    assert all(f"from {file}" in caplog.text for file in files)
+
+
+@pytest.mark.parametrize(
+    ("facts", "words"),
+    [
+        ({"spacing": [2.0, 2.0, 2.0]}, ["spacing is [1.0, 1.0, 1.0] in", "and [2.0, 2.0, 2.0] in", "of one kind"]),
+        ({"spacing": [1.0, 1.0, 1.0], "size": "tiny"}, ["size is None in", "and 'tiny' in"]),
+        ({"spacing": [1.0, 1.0, 1.0], "mirrored": []}, ["fold2", "among those that were mirrored", "none"]),
+    ],
+    ids=["spacing", "said by one alone", "mirrored"],
+)
+def test_members_that_are_unlike_are_refused(fold, facts, words):
+    files = [fold("fold1", spacing=[1.0, 1.0, 1.0]), fold("fold2", **facts)]
+    with refused(*words):
+        trained_network(torch.nn.Conv3d(1, 2, 1), files, mirror_axes=[0])
+
+
+def test_a_member_of_another_task_or_named_twice_is_refused(fold):
+    files = [fold("fold1"), fold("fold2", task="other")]
+    with refused("fold2", "task is 'other' in the file and 'mine' in this run"):
+        trained_network(torch.nn.Conv3d(1, 2, 1), files, {"task": "mine"})
+    with refused(f"checkpoint {files[0]} is named twice"):
+        trained_network(torch.nn.Conv3d(1, 2, 1), [files[0], files[0]])
+
+
+def test_an_ensemble_has_seen_what_any_of_its_members_has(fold):
+    files = [
+        fold(
+            "1", seen={"field_of_view_mm": [[5, 9, 9], [20, 20, 20]], "spacing_mm": [1, 2], "volumes_ml": {"a": [1, 2]}}
+        ),
+        fold(
+            "2", seen={"field_of_view_mm": [[9, 5, 9], [20, 30, 20]], "spacing_mm": [2, 3], "volumes_ml": {"a": [0, 1]}}
+        ),
+        fold("3"),
+    ]
+    assert seen_in_training(files) == {
+        "field_of_view_mm": [[5, 5, 9], [20, 30, 20]],
+        "spacing_mm": [1, 3],
+        "volumes_ml": {"a": [0, 2]},
+    }
+    assert seen_in_training(files[0])["spacing_mm"] == [1, 2]
+    assert seen_in_training(None) == {} == seen_in_training(files[2])
+
+
+def test_results_name_the_members_of_an_ensemble(fold, tmp_path):
+    files = [fold("fold1"), fold("fold2")]
+    (tmp_path / "fold1" / "model_best.txt").write_text("For research\nonly.")
+    (tmp_path / "fold2" / "model_best.txt").write_text("For research only.")
+    one, other = (file_digest(file)[:16] for file in files)
+    assert weights_note(files) == "For research only."
+    assert described_weights(files) == (
+        f"mean of 2 networks: fold1/model_best.pt sha256 {one}, fold2/model_best.pt sha256 {other}; For research only."
+    )
+    assert one != other and described_weights(files[0]) == weights_note(files[0])

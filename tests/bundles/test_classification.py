@@ -96,7 +96,7 @@ def test_the_threshold_is_that_of_the_validation_part_and_no_evaluation_changes_
 def test_new_scans_get_a_row_and_a_picture(done):
     names = sorted(path.name.removesuffix(".nii.gz") for path in (done.data / "imagesTs").iterdir())
     assert sorted(path.name for path in done.results.glob("[!.]*")) == sorted(
-        ["predictions.csv", *(f"{name}_saliency.png" for name in names)]
+        ["predictions.csv", "report.html", "report.json", *(f"{name}_saliency.png" for name in names)]
     )
     threshold = json.loads((done.run / "model_best.json").read_text())["threshold"]
     rows = table(done.results / "predictions.csv")
@@ -116,7 +116,8 @@ def test_the_way_a_scan_is_stored_does_not_matter(workflow, done, tmp_path):
     options = {"previews": False, "amp": False, "threshold": 0.5}
     found = classify(workflow, tmp_path / "scans", tmp_path / "out", done.weights, **options)
     assert found["turned"] == pytest.approx(found["plain"], abs=1e-5)
-    assert [path.name for path in (tmp_path / "out").glob("[!.]*")] == ["predictions.csv"], "no pictures"
+    made = {path.name for path in (tmp_path / "out").glob("[!.]*")}
+    assert made == {"predictions.csv", "report.html", "report.json"}, "no pictures"
     assert {row["threshold"] for row in table(tmp_path / "out" / "predictions.csv")} == {"0.500000"}
 
 
@@ -234,4 +235,4 @@ def test_the_bundle_alone_in_another_folder(bundle, command, done, tmp_path):
     options = ("--input", str(scan), "--output_dir", "out", "--checkpoint", str(run / "model_best.pt"), *SMALL)
     output = command(root / "configs/inference.json", *options, cwd=tmp_path)
     assert "1 of 1 scans done" in output and "architecture nnmamba_classifier, task nc_ad" in output
-    assert len(list((tmp_path / "out").glob("[!.]*"))) == 2 and [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert len(list((tmp_path / "out").glob("[!.]*"))) == 4 and [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -50,7 +50,7 @@ def test_features_of_a_folder_lie_where_the_scan_is(encoder, bundle_run, tmp_pat
     assert outcome.status == 0, outcome.log[-4000:]
     assert f"tensors from {tmp_path / 'encoder.pt'}" in outcome.log
     made = sorted(path.name for path in (tmp_path / "out").iterdir() if path.name[0] != ".")
-    assert made == ["features.csv", "one_features.npz", "two_features.npz"]
+    assert made == ["features.csv", "one_features.npz", "report.html", "report.json", "two_features.npz"]
 
     one, two = (np.load(tmp_path / "out" / f"{name}_features.npz") for name in ("one", "two"))
     crop = np.flip(array[3:35, 2:34, 5:37], 0).copy() / 2  # RAS

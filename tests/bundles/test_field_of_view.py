@@ -109,7 +109,7 @@ def test_a_head_that_is_forced_is_marked(bundle_run, trained, tmp_path):
 
 def test_mirroring_is_refused_where_training_did_not_mirror(bundle_run, trained, data, tmp_path):
     end = bundle_run("msd_seg", "inference", input=str(data / "imagesTs"), checkpoint=str(trained), mirror_axes=[0])
-    assert end.status == 1 and "mirror_axes [0]: must be among those that were mirrored" in end.last
+    assert end.status == 1 and "mirror_axes [0] must be among those that were mirrored" in end.last
 
 
 def test_results_say_that_weights_are_a_demonstration(bundle_run, data, tmp_path):

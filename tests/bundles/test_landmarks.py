@@ -181,7 +181,7 @@ def test_bad_points_end_training_before_it_starts(workflow, data_of, tmp_path, c
     file = folder / "landmarks.csv"
     text = file.read_text()
     file.write_text(text.replace(",RAS", "") if change == "frame" else text.replace("ADV_end", "TCD_end", 1))
-    wanted = "no frame: must be RAS or LPS" if change == "frame" else "point 'TCD_end' twice"
+    wanted = "the frame, which is missing, must be RAS or LPS" if change == "frame" else "point 'TCD_end' twice"
     options = {"dataset_dir": str(folder), "output_dir": str(tmp_path / "run"), "max_epochs": 1}
     message = message_of(workflow, NAME, **options)
     assert wanted in message

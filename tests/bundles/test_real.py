@@ -9,6 +9,8 @@ import torch
 from helpers import BUNDLES, table
 from monai.bundle import ConfigParser
 
+from mambamim_nets.bundle.inference.inferers import bfloat16_is_fast
+
 
 def segment(command, source: Path, folder: Path, *options: str) -> None:
     options = ("--input", str(source), "--output_dir", str(folder), *options)
@@ -92,6 +94,7 @@ def first_case(folder: Path) -> tuple[Path, Path]:
     return image, folder / "labelsTr" / image.name
 
 
+@pytest.mark.skipif(not bfloat16_is_fast("cpu"), reason="this CPU emulates bfloat16, which takes minutes for a window")
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[pytest.mark.slow] if name != "msd_seg" else []) for name in CASES]
 )

@@ -109,7 +109,12 @@ def test_a_result_lies_on_its_scans_grid_and_holds_the_tasks_labels(done, name):
     scans = sorted((it.data / "imagesTs").iterdir())
     names = [scan.name.removesuffix(".nii.gz") for scan in scans]
     made = {path.name for path in it.results.iterdir() if path.name[0] != "."}
-    assert made == {"volumes.csv", *(f"{n}_{end}" for n in names for end in ("seg.nii.gz", "preview.png"))}
+    assert made == {
+        "volumes.csv",
+        "report.json",
+        "report.html",
+        *(f"{n}_{end}" for n in names for end in ("seg.nii.gz", "preview.png")),
+    }
     found = set()
     for scan, case in zip(map(nib.load, scans), names, strict=True):
         result = nib.load(it.results / f"{case}_seg.nii.gz")
@@ -131,7 +136,8 @@ def test_volumes_are_voxels_of_a_structure_times_their_size(done, name):
         ml = np.prod(result.header.get_zooms()) / 1000
         label = np.asarray(result.dataobj)
         columns = [f"{structure} (ml)" for structure in it.targets.structures]
-        assert list(row) == ["scan", *columns, "warnings", "weights", "made from"] and not row["weights"]
+        intensities = [f"{structure} {what}" for structure in it.targets.structures for what in ("mean", "s.d.")]
+        assert list(row) == ["scan", *columns, *intensities, "warnings", "weights", "made from"] and not row["weights"]
         for structure, values in it.targets.structures.items():
             volume = np.isin(label, values).sum() * ml
             assert float(row[f"{structure} (ml)"]) == pytest.approx(volume, rel=1e-5, abs=6e-4), structure

@@ -25,7 +25,7 @@ NAMES = {
     ),
     "a misspelled argument of the loss": (
         *("btcv_seg", "train+starter", {"loss#lambda_cee": 2.0}),
-        "option --loss#lambda_cee is no argument of DiceCELoss; did you mean loss#lambda_ce",
+        "option --loss#lambda_cee is no argument of mambamim_nets.bundle.PartialLabelLoss; did you mean loss#lambda_ce",
     ),
     "a misspelled argument of the optimiser": (
         *("msd_seg", "train", {"optimizer#lrr": 0.1}),

@@ -23,6 +23,7 @@ from mambamim_nets.bundle.data.splits import (
     with_listed_parts,
     with_numbered_subjects,
 )
+from mambamim_nets.bundle.data.store import Store
 from mambamim_nets.bundle.data.unlabelled import unlabelled_images
 from mambamim_nets.bundle.data.verification import check_labelled, check_unlabelled
 from mambamim_nets.bundle.labels import named_values
@@ -223,6 +224,8 @@ def training_sampler(dataset: Dataset, seed: int = 0, items: Sequence[Mapping[st
         items: what the data set was made of, if its source weights are to be honoured as in ``source_sampler``; then
             every process draws from the whole set, by the seed that ``EpochSeed`` gives it.
     """
+    if isinstance(items, Store):
+        raise ValueError("store.json must be the last of the configurations, after multi_gpu_train.json")
     share = _draw_weights(items) if items is not None else None
     if share:
         return WeightedRandomSampler(share, num_samples=math.ceil(len(dataset) / dist.get_world_size()))
@@ -244,18 +247,24 @@ def validation_sampler(dataset: Dataset) -> DistributedSampler:
     return DistributedSampler(dataset, even_divisible=False, shuffle=False)
 
 
-def dataset_folder(dataset_dir: str, bundle_root: str, phantom: Mapping[str, Any]) -> str:
+def dataset_folder(dataset_dir: str, bundle_root: str, phantom: Mapping[str, Any] | None) -> str:
     """Return the folder of the data set; for the literal "phantom", generate the embedded one once and reuse it.
 
     Args:
         dataset_dir: a folder, or "phantom".
         bundle_root: where the phantom is written, under ``phantom/<kind>_<cases>``.
-        phantom: "kind" of the phantom, and how many labelled "cases" it has.
+        phantom: "kind" of the phantom, and how many labelled "cases" it has; None: the bundle has none.
 
     Raises:
         FileNotFoundError: if the folder does not exist.
+        ValueError: if a phantom is wanted of a bundle that has none.
     """
     if dataset_dir == "phantom":
+        if phantom is None:
+            raise ValueError(
+                "dataset_dir 'phantom' has no meaning here, since this bundle has no synthetic data; give the folder of"
+                " the data set with --dataset_dir, for new scans --input"
+            )
         kind, cases = phantom["kind"], phantom["cases"]
         return str(write_phantom(Path(bundle_root, "phantom", f"{kind}_{cases}"), kind, cases=cases))
     folder = Path(dataset_dir).expanduser()
@@ -267,7 +276,7 @@ def dataset_folder(dataset_dir: str, bundle_root: str, phantom: Mapping[str, Any
     return str(folder.resolve())
 
 
-def scan_source(input: str | None, dataset_dir: str, bundle_root: str, phantom: Mapping[str, Any]) -> str:
+def scan_source(input: str | None, dataset_dir: str, bundle_root: str, phantom: Mapping[str, Any] | None) -> str:
     """Return where the scans of an inference are: ``input``, or else the test images of the data set.
 
     Args:

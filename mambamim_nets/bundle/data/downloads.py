@@ -8,6 +8,8 @@ Recognised by their names, in this order; `mambamim_nets.bundle.data.labelled` h
 - BraTS: one folder per case, BraTS2021_00000/BraTS2021_00000_{flair,t1ce,t1,t2,seg}.nii.gz, or as of 2023
   BraTS-GLI-00000-000/BraTS-GLI-00000-000-{t2f,t1c,t1n,t2w,seg}.nii.gz.
 - KiTS23: dataset/case_00000/{imaging,segmentation}.nii.gz; what else a case folder holds is left out.
+- imagesTr/CASE.nii.gz, or imagesTr/CASE_0000.nii.gz and so on for each channel, with labelsTr/CASE.nii.gz: the folders
+  of the Decathlon and of nnU-Net without their description.
 """
 
 from __future__ import annotations
@@ -51,6 +53,7 @@ CT_ORG_TESTED = range(21)
 _TIME_POINT = re.compile(r"^(?P<subject>BraTS-[A-Z]+-\d+)-\d{3}$")
 _KITS_CASE = re.compile(r"^case_\d{5}$")
 _KITS_ROLES = ("imaging", "segmentation")
+_CHANNEL = re.compile(r"^(?P<case>.+)_\d{4}$")
 
 
 def folder_cases(root: Path, channels: Sequence[str] | None) -> list[Case] | None:
@@ -73,6 +76,8 @@ def folder_cases(root: Path, channels: Sequence[str] | None) -> list[Case] | Non
     for folder in (root, root / "dataset"):
         if kits := [path for path in _entries(folder) if path.is_dir() and _KITS_CASE.match(path.name)]:
             return _kits_cases(folder, kits)
+    if labels := _nifti_files(root / "labelsTr"):
+        return _plain_cases(root, labels)
     return None
 
 
@@ -134,6 +139,42 @@ def _kits_cases(root: Path, folders: Sequence[Path]) -> list[Case]:
     return [
         {"image": str(files["imaging"][0]), "label": str(files["segmentation"][0]), "case": folder.name}
         for folder, files in found.items()
+    ]
+
+
+# --- imagesTr and labelsTr alone ------------------------------------------------------------------
+
+
+def _nifti_files(folder: Path) -> dict[str, list[Path]]:
+    """Return the NIfTI files of a folder by their names without the ending."""
+    files = defaultdict(list)
+    for path in _entries(folder):
+        if path.name.endswith(NIFTI):
+            files[stem(path)].append(path)
+    return files
+
+
+def _plain_cases(root: Path, labels: Mapping[str, list[Path]]) -> list[Case]:
+    images = _nifti_files(root / "imagesTr")
+    _refuse_repeated(root, [*images.values(), *labels.values()])
+    channels: dict[str, list[Path]] = defaultdict(list)  # sorted by name, so by the number of the channel
+    for name, (path,) in images.items():
+        match = _CHANNEL.match(name)
+        channels[match["case"] if match and name not in labels else name].append(path)
+    alone = sorted(set(labels) ^ set(channels))
+    if alone:
+        raise FileNotFoundError(
+            f"{root}: images without a label or labels without an image: {some(alone)}; labelsTr/CASE.nii.gz belongs to"
+            " imagesTr/CASE.nii.gz, or to CASE_0000.nii.gz, CASE_0001.nii.gz and so on: add what is missing, or remove"
+            " what has no partner"
+        )
+    most = max(len(paths) for paths in channels.values())
+    uneven = sorted(case for case, paths in channels.items() if len(paths) != most)
+    if uneven:
+        raise FileNotFoundError(f"{root}: cases with less than {most} channels: {some(uneven)}; add their files")
+    return [
+        {"image": one_or_all([str(path) for path in channels[case]]), "label": str(path), "case": case}
+        for case, (path,) in labels.items()
     ]
 
 

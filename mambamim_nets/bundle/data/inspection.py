@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import nibabel as nib
@@ -51,7 +51,11 @@ class Inspection(NamedTuple):
 
 
 def inspect_image(
-    image: str | Sequence[str], in_channels: int, axes: str | None = None, digest: bool = False
+    image: str | Sequence[str],
+    in_channels: int,
+    axes: str | None = None,
+    digest: bool = False,
+    visit: Callable[[Volume], object] | None = None,
 ) -> Inspection:
     """Read one image, all of it, and judge it.
 
@@ -60,6 +64,7 @@ def inspect_image(
         in_channels: of the network.
         axes: where the axes of files point that do not say so themselves, such as "RAS"; None: that is a problem.
         digest: whether digests are wanted; they are given where there is no problem.
+        visit: is called with the volume of each file that is sound, so that it need not be read again.
     """
     paths = [image] if isinstance(image, (str, os.PathLike)) else list(image)
     if len(paths) > 1 and len(paths) != in_channels:
@@ -84,6 +89,8 @@ def inspect_image(
             continue
         if digest:
             digests.append(voxel_digest(volume.data))
+        if visit is not None:
+            visit(volume)
         shape = volume.data.shape[:3]
         if grid is None:
             grid = (shape, volume.affine)

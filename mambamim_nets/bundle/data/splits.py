@@ -295,7 +295,7 @@ def _folds_of(content: Any, path: Path) -> list[list[str]]:
         or not all(isinstance(fold, list) and fold and all(isinstance(case, str) for case in fold) for fold in content)
     ):
         raise ValueError(
-            f"{path}: must hold non-empty lists of case names: subject_folds5, folds, a list of lists, nnU-Net splits,"
+            f"{path} must hold non-empty lists of case names: subject_folds5, folds, a list of lists, nnU-Net splits,"
             f" or a Decathlon list with 'fold'; it has {keys_of(content)}"
         )
     return [[stem(case) for case in fold] for fold in content]

@@ -17,7 +17,7 @@ from typing import Any
 from mambamim_nets.bundle.data.datalists import DECATHLON_KEYS, is_nnunet, keys_of
 from mambamim_nets.bundle.files import NIFTI, read_json, stem
 
-__all__ = ["unlabelled_images"]
+__all__ = ["image_folders", "is_label", "unlabelled_images"]
 
 logger = logging.getLogger("mambamim_nets")
 MAX_CHANNELS = 8  # of an nnU-Net case whose folder has no dataset.json
@@ -133,7 +133,7 @@ def _listed_images(path: Path, key: str | None) -> Iterator[str | list[str]]:
             )
         entries = [entry for name in keys for entry in content[name]]
     else:
-        raise ValueError(f"{path}: must be a Decathlon JSON list; key {key!r} is not in it")
+        raise ValueError(f"{path} must be a Decathlon JSON list, and has no key {key!r}; correct the list")
     for entry in entries:
         image = entry.get("image") if isinstance(entry, dict) else entry
         parts = [part for part in (image if isinstance(image, list) else [image]) if isinstance(part, str)]
@@ -184,8 +184,23 @@ def _nnunet_images(root: Path, content: Mapping[str, Any] | None, key: str | Non
 
 
 def _found_images(root: Path) -> Iterator[str]:
-    visited: set[str] = set()
     found, labels = [], 0
+    for folder, files in image_folders(root):
+        for file in files:
+            if not file.endswith(NIFTI):
+                continue
+            if is_label(stem(file)):
+                labels += 1
+            else:
+                found.append(os.path.join(folder, file))
+    if labels:
+        logger.info("%s: %d files named *_seg or *_label left out", root, labels)
+    yield from sorted(found)
+
+
+def image_folders(root: Path) -> Iterator[tuple[str, list[str]]]:
+    """Yield every folder below a root with the names of its files, links followed, without hidden ones and labels*."""
+    visited: set[str] = set()
     for folder, folders, files in os.walk(root, followlinks=True):
         real = os.path.realpath(folder)
         if real in visited:  # a link back to where we have been
@@ -195,13 +210,9 @@ def _found_images(root: Path) -> Iterator[str]:
         folders[:] = sorted(
             name for name in folders if not name.startswith(".") and not name.lower().startswith("labels")
         )
-        for file in files:
-            if not file.endswith(NIFTI) or file.startswith("."):
-                continue
-            if _LABEL_NAME.search(stem(file)):
-                labels += 1
-            else:
-                found.append(os.path.join(folder, file))
-    if labels:
-        logger.info("%s: %d files named *_seg or *_label left out", root, labels)
-    yield from sorted(found)
+        yield folder, sorted(file for file in files if not file.startswith("."))
+
+
+def is_label(name: str) -> bool:
+    """Return whether a file is a label map by its name without ending."""
+    return bool(_LABEL_NAME.search(name))

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +25,7 @@ import numpy as np
 from tqdm import tqdm
 
 from mambamim_nets.bundle.data.duplicates import copies, two_cases
-from mambamim_nets.bundle.data.inspection import AS_READ, inspect_image, read_volume
+from mambamim_nets.bundle.data.inspection import AS_READ, Volume, inspect_image, read_volume
 from mambamim_nets.bundle.data.memory import ScanMemory
 from mambamim_nets.bundle.data.verification_cache import cache_key, read_cache, signature_of, write_cache
 from mambamim_nets.bundle.files import first_lines, some
@@ -38,6 +38,7 @@ __all__ = [
     "check_images",
     "check_labelled",
     "check_unlabelled",
+    "inspect_pair",
 ]
 
 logger = logging.getLogger("mambamim_nets")
@@ -83,7 +84,7 @@ def check_labelled(
     rule = f"labelled, in_channels {in_channels}, labels {sorted(known)}"
 
     def inspect(item: Mapping[str, Any]) -> Findings:
-        return _inspect_pair(item, in_channels, known)
+        return inspect_pair(item, in_channels, known)
 
     title, too_large = "check images and labels", _size_check(memory, in_channels)
     _refuse(cases, _run(cases, ("image", "label"), inspect, rule, cache_file, workers, title, too_large))
@@ -273,8 +274,23 @@ def _size_check(memory: ScanMemory | None, in_channels: int) -> Callable[[Mappin
 # --- one file, one case ---------------------------------------------------------------------------
 
 
-def _inspect_pair(item: Mapping[str, Any], in_channels: int, known: set[int]) -> Findings:
-    grid, problems, warnings, digests = inspect_image(item["image"], in_channels, AS_READ, digest=True)
+def inspect_pair(
+    item: Mapping[str, Any],
+    in_channels: int,
+    known: Collection[int],
+    visit: Callable[[str, Volume], object] = lambda key, volume: None,
+) -> Findings:
+    """Read an image and its label, all of both, and judge them.
+
+    Args:
+        item: "image" (path, or one path per channel) and "label" (path).
+        in_channels: channels of the network.
+        known: values that the label map may have, 0 among them.
+        visit: is called with "image" or "label" and the volume of each file as it was read, the label last.
+    """
+    grid, problems, warnings, digests = inspect_image(
+        item["image"], in_channels, AS_READ, digest=True, visit=lambda volume: visit("image", volume)
+    )
     path = item["label"]
     volume, found, _ = read_volume(path, AS_READ)
     if volume is None:
@@ -310,9 +326,12 @@ def _inspect_pair(item: Mapping[str, Any], in_channels: int, known: set[int]) ->
         )
     if unknown:
         shown = some([str(value) for value in unknown], 5)
+        allowed = known if isinstance(known, range) else sorted(known)
         problems.append(
-            f"{path}: label values {shown} must be among {sorted(known)}; add their classes to labels, or remap them"
+            f"{path}: label values {shown} must be among {allowed}; add their classes to labels, or remap them"
         )
     if values == [0]:
         warnings.append(f"{path}: the whole map is background; remove the case if that is an error")
+    if not problems:
+        visit("label", volume)
     return Findings(problems, warnings, digests)

@@ -13,7 +13,8 @@ from monai.engines import Evaluator, Trainer
 from torch import Tensor, nn
 
 from mambamim_nets.bundle.checkpoint_files import BEST, ENCODER, LAST, holds, load_state, read_checkpoint, save
-from mambamim_nets.bundle.files import only_run, release, remove_leftovers, write_text
+from mambamim_nets.bundle.files import only_run, release, remove_leftovers, some, write_text
+from mambamim_nets.bundle.handlers.epoch_log import TrainingCurves
 from mambamim_nets.bundle.handlers.event_files import drop_rows_after
 from mambamim_nets.bundle.handlers.identity import (
     TRAINING_CASES,
@@ -71,7 +72,7 @@ class Checkpoints:
     finished run, writes it. Files are replaced whole or not at all. The last epoch is validated whatever the interval.
 
     Of several processes, rank 0 alone reads and writes. It decides what is resumed and gives the others the state, so
-    that they need not share a disk.
+    that they need not share a disk. After each epoch, `progress.csv` and `progress.png` show what it came to.
 
     A run is resumed with the settings it had (``mambamim_nets.bundle.handlers.identity``). With others it goes on if
     ``resume_with_changes`` is true: the optimiser takes its new numbers, the schedule its new shape at the same epoch,
@@ -119,6 +120,7 @@ class Checkpoints:
         self.early_stopping, self.record, self.writer, self.ranges = early_stopping, record, writer, ranges
         self.with_changes = resume_with_changes
         self.settings, self.changes = Settings({}, {}), cast(list[dict[str, Any]], [])
+        self.curves = TrainingCurves(folder)
 
     def start(self) -> bool:
         """Restore what is to be resumed, and attach to the engines.
@@ -142,6 +144,7 @@ class Checkpoints:
             if self.ranges is not None and self.record is not None:
                 self.record = {**self.record, **self.ranges.record()}
             self.trainer.add_event_handler(Events.COMPLETED, self._close)
+            self.curves.start(self.trainer.state.epoch)
         if self.averaging is not None:
             self.averaging.attach(self.trainer)
         self.trainer.add_event_handler(Events.EPOCH_COMPLETED, self._save_epoch)
@@ -185,10 +188,9 @@ class Checkpoints:
             found += differences({k: v for k, v in stamp.items() if k not in names}, record)
             logger.warning("%s is of an earlier version, which kept few settings: the others are taken on trust", path)
         if found and not self.with_changes:
-            parts = [item.between() for item in found[:MOST_DIFFERENCES]]
-            more = f"; and {len(found) - MOST_DIFFERENCES} more" if len(found) > MOST_DIFFERENCES else ""
+            listed = some([item.between() for item in found], MOST_DIFFERENCES, ";")
             raise ValueError(
-                f"{path} belongs to a run with other settings: {'; '.join(parts)}{more}. Give the same again, or "
+                f"{path} belongs to a run with other settings: {listed}. Give the same again, or "
                 "another --output_dir, or --resume_with_changes true to go on with the new ones"
             )
         for item in found:
@@ -290,8 +292,8 @@ class Checkpoints:
         for network in filter(None, (bare(self.network), self.average)):
             if found := non_finite(network.state_dict()):
                 raise FloatingPointError(
-                    f"weights after epoch {epoch}: {found}: must be finite; lower --learning_rate, or use --amp false;"
-                    f" {self.folder / LAST} holds the last epoch before that was saved"
+                    f"weights after epoch {epoch}: {found}, and must be finite; lower --learning_rate, or use --amp"
+                    f" false; {self.folder / LAST} holds the last epoch before that was saved"
                 )
 
     def _save_epoch(self, trainer: Trainer) -> None:
@@ -320,6 +322,7 @@ class Checkpoints:
                 self.writer.flush()
             save(self.folder / LAST, state)
             self._export(state["best_epoch"], trainer.state.epoch, self.record)
+            self.curves.add(trainer, self.evaluator, self.optimizer.param_groups[0]["lr"])
         if self._stalled():
             trainer.terminate()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -32,12 +32,15 @@ class CaseCollector(ABC, Generic[Table]):
     Args:
         folder: where pictures go, as `<case>_overlay.png`.
         pictures: of how many cases to draw one at most, over all processes and runs of the evaluator.
-        checkpoint: file of the weights, whose note tables and pictures repeat; None: there is none.
+        checkpoint: file of the weights, or files of an ensemble, whose note tables and pictures repeat;
+            None: there is none.
     """
 
     table: Table  # of the evaluation that runs, or ran last
 
-    def __init__(self, folder: str | Path = ".", pictures: int = 0, checkpoint: str | None = None) -> None:
+    def __init__(
+        self, folder: str | Path = ".", pictures: int = 0, checkpoint: str | Sequence[str] | None = None
+    ) -> None:
         self.folder, self.note = Path(folder), weights_note(checkpoint)
         self.pictures = math.ceil((pictures - idist.get_rank()) / idist.get_world_size())  # this process's share
 

@@ -18,12 +18,21 @@ from monai.engines import Evaluator, Trainer
 from mambamim_nets.bundle.config import callers
 from mambamim_nets.bundle.files import some
 
-__all__ = ["TRAINING_CASES", "Difference", "Settings", "differences", "effective", "run_settings", "settings_of"]
+__all__ = [
+    "TRAINING_CASES",
+    "Difference",
+    "Settings",
+    "differences",
+    "effective",
+    "options_in",
+    "run_settings",
+    "settings_of",
+]
 
 # How and where the same numbers are computed, up to rounding: a run may move to another machine, and amp and compile
 # follow from the machine.
 MACHINE = {"device", "amp", "compile", "activation_checkpointing", "num_workers", "cache_rate", "cache_dir"}
-MACHINE |= {"copy_cache", "other_process", "cache_file"}
+MACHINE |= {"copy_cache", "other_process", "cache_file", "store"}  # a store may move; its volumes are the cases
 MACHINE |= {"memory", "sw_batch_size", "bundle_root", "output_dir", "log_dir", "resume", "resume_with_changes"}
 # When something is looked at, and when a run gives up: an epoch learns the same.
 INTERVALS = {"val_interval", "picture_interval", "interval", "early_stopping"}
@@ -107,10 +116,10 @@ def settings_of(config: Mapping[str, Any], made: Mapping[str, Any]) -> Settings:
         if key not in FREE | ELSEWHERE:
             for name, value, text in _leaves(key, content, made, _holds_component(content)):
                 values[name] = {"true": True, "false": False}.get(value, value) if isinstance(value, str) else value
-                made_of[name] = _options_in(text, config)
+                made_of[name] = options_in(text, config)
     for name, part in ((TRAINING_CASES, "train"), (VALIDATION_CASES, "validate")):
         with contextlib.suppress(KeyError, TypeError):  # a part that the configuration does not have
-            made_of[name] = _options_in(config[part]["dataset"]["data"], config)
+            made_of[name] = options_in(config[part]["dataset"]["data"], config)
     return Settings(values, made_of)
 
 
@@ -184,7 +193,7 @@ def _references(content: Any) -> set[str]:
     return {ReferenceResolver.split_id(name)[0] for name in ReferenceResolver.match_refs_pattern(content)}
 
 
-def _options_in(content: Any, config: Mapping[str, Any]) -> set[str]:
+def options_in(content: Any, config: Mapping[str, Any]) -> set[str]:
     """Return the names of all options that something is made of, directly or not."""
     found: set[str] = set()
     left = [content]

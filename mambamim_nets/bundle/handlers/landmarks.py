@@ -109,7 +109,7 @@ class LandmarkScanReport(ScanResults):
         overwrite: bool = False,
     ) -> None:
         columns = [*(f"{length} (mm)" for length in lengths), "confidence", "check"]
-        super().__init__(loader, folder, BIOMETRY, columns, checkpoint, overwrite, previews=pictures)
+        super().__init__(loader, folder, BIOMETRY, columns, checkpoint, overwrite, loaded=pictures)
         self.names, self.lengths = list(names), dict(lengths)
         self.pictures, self.min_confidence = pictures, min_confidence
 

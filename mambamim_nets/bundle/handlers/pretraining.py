@@ -22,7 +22,8 @@ def mim_batch(
 ) -> tuple[Tensor, Tensor, tuple[Tensor, ...], dict[str, Any]]:
     """Give the image as its own target: the ``prepare_batch`` of pre-training.
 
-    Where ``distortions`` left a distorted copy, the network gets that, and the image as its second argument.
+    Where ``distortions`` left a distorted copy, the network gets that, and the image as its second argument; where
+    ``DrawVisibled`` drew the mask, that is its second argument.
     """
 
     def ready(key: str) -> Tensor:
@@ -30,6 +31,8 @@ def mim_batch(
         return image.as_tensor() if hasattr(image, "as_tensor") else image
 
     image = ready("image")
+    if "visible" in batch:
+        return image, image, (ready("visible"),), {}
     return (ready("distorted"), image, (image,), {}) if "distorted" in batch else (image, image, (), {})
 
 

@@ -48,6 +48,8 @@ def promote(
     Raises:
         FileNotFoundError, ValueError: as `load_weights`, before anything is changed.
     """
+    if not isinstance(candidate, str):
+        raise ValueError(f"checkpoint {list(candidate)}: promote.json compares one file of weights; give one")
     new, old = Path(candidate), Path(shipped)
     scores = {}
     for path in (new, old) if old.is_file() else (new,):

@@ -9,6 +9,7 @@ import hashlib
 import json
 import logging
 import os
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,15 +21,17 @@ from monai.engines import Evaluator
 from mambamim_nets import __version__
 from mambamim_nets.bundle.files import only_run, release, remove_leftovers, write_csv
 from mambamim_nets.bundle.handlers.identity import run_settings
+from mambamim_nets.bundle.handlers.run_report import RunReport
 from mambamim_nets.bundle.inference.scan_lists import source_files
 from mambamim_nets.bundle.inference.scan_loader import ScanLoader
-from mambamim_nets.bundle.weights import weights_caption, weights_note
+from mambamim_nets.bundle.weights import described_weights, file_digest, weights_caption, weights_files, weights_note
 
 __all__ = ["ScanResults"]
 
 logger = logging.getLogger("mambamim_nets")
 # options that a result does not depend on; on the weights it does by their content, on files as each scan has them
 NOT_OF_RESULTS = {"checkpoint", "force", "input", "max_gib", "overwrite", "previews", "shipped", "source"}
+NOT_OF_RESULTS |= {"probabilities", "rtstruct"}  # further files, which a scan that is done must have
 ADDED = ("warnings", "weights", "made from")  # columns after those of the task; tables of earlier versions lack some
 
 
@@ -38,7 +41,8 @@ class ScanResults:
     A scan whose results cannot be written is recorded as failed; the others go on. Scans that an earlier run has done
     are left out: their row is of the same files (by name, size and time of change), weights (by content), settings and
     version, and their results are still there. The table is sorted by scan, keeps the rows of earlier runs, and is
-    replaced whole or not at all. While a run fills a folder, another one is refused there.
+    replaced whole or not at all; beside it are report.json and report.html, see `RunReport`. While a run fills a
+    folder, another one is refused there.
 
     Args:
         loader: of the scans; its data set's items say where they came from, and what is doubtful about them.
@@ -46,9 +50,10 @@ class ScanResults:
         table: name of the table in it, .csv.
         columns: of the table between the first, "scan", and the last, "warnings", "weights" (the note beside them) and
             "made from".
-        checkpoint: file of the weights.
+        checkpoint: file of the weights, or files of an ensemble.
         overwrite: do again what an earlier run has done.
-        previews: whether the report draws scans as they were loaded, and the loader has to keep them.
+        loaded: whether the report needs scans as they were loaded, and the loader has to keep them.
+        further: columns after the others that tables of earlier versions may lack, and the page does not show.
 
     Raises:
         ValueError: if the folder's table has other columns.
@@ -60,23 +65,28 @@ class ScanResults:
         folder: str,
         table: str,
         columns: Sequence[str],
-        checkpoint: str | None = None,
+        checkpoint: str | Sequence[str] | None = None,
         overwrite: bool = False,
-        previews: bool = False,
+        loaded: bool = False,
+        further: Sequence[str] = (),
     ) -> None:
-        self.loader, self.folder, self.columns = loader, Path(folder), ["scan", *columns, *ADDED]
+        self.loader, self.folder, self.results = loader, Path(folder), list(columns)
+        self.columns, self.added = ["scan", *columns, *further, *ADDED], {*further, *ADDED}
         self.table = self.folder / table
         self.checkpoint, self.overwrite = checkpoint, overwrite
-        self.note = weights_note(checkpoint)
-        loader.keep_loaded = previews
+        self.note, self.weights = weights_note(checkpoint), described_weights(checkpoint)
+        loader.keep_loaded = loaded
         self.items = {item["name"]: item for item in loader.dataset.data}
         self.rows = self._earlier_rows()
         self.made_from: dict[str, str] = {}
         self.noticed: dict[str, list[str]] = {}
+        self.report = RunReport(self.folder)
+        self.computing = 0.0  # when the work on the current scan began, once it was loaded
 
     def attach(self, engine: Evaluator) -> None:
         """Register the handlers of a run with its evaluator."""
         engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(Events.ITERATION_STARTED, self._begin)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
         engine.add_event_handler(Events.COMPLETED, self._complete)
 
@@ -88,9 +98,12 @@ class ScanResults:
         """Return the names of the files that a scan has when it is done."""
         raise NotImplementedError
 
+    def check(self) -> None:
+        """Give scans whose results cannot be written an "error", before any work on the first one."""
+
     def made_with(self) -> list[Any]:
         """Return what results depend on, beside their scan."""
-        weights = _content(self.checkpoint) if self.checkpoint else ""
+        weights = "+".join(map(file_digest, weights_files(self.checkpoint)))
         return [__version__, weights, _settings()]
 
     def warn(self, name: str, warning: str) -> None:
@@ -100,7 +113,8 @@ class ScanResults:
 
     def lacks(self, name: str, what: str) -> None:
         """Say that a result of a scan is missing; the others are written, and the run ends with its name."""
-        self.loader.incomplete[name] = what
+        earlier = self.loader.incomplete.get(name)
+        self.loader.incomplete[name] = f"{earlier}; {what}" if earlier else what
         self.warn(name, what)
 
     def warnings(self, name: str) -> str:
@@ -113,14 +127,14 @@ class ScanResults:
         if self.rows.pop(name, None):
             self._write_table()
         values = self.write(name, item)
-        self.rows[name] = [name, *values, self.warnings(name), self.note, self.made_from.get(name, "")]
+        self.rows[name] = [name, *values, self.warnings(name), self.weights, self.made_from.get(name, "")]
         self._write_table()
 
     @property
     def loaded(self) -> MetaTensor:
-        """First channel (1, D, H, W) of the current scan, as it was loaded; for previews."""
+        """First channel (1, D, H, W) of the current scan, as it was loaded."""
         if self.loader.loaded is None:
-            raise RuntimeError("the loader keeps no scan: give the report previews=True")
+            raise RuntimeError("the loader keeps no scan: give the report loaded=True")
         return self.loader.loaded
 
     def title(self, name: str, text: str = "") -> str:
@@ -133,11 +147,15 @@ class ScanResults:
     def _start(self, engine: Evaluator) -> None:
         only_run(self.folder, "inference")
         remove_leftovers(self.folder)
+        self.check()
         self.rows, self.noticed = self._earlier_rows(), {}
         made_with = self.made_with()
         self.made_from = {name: _made_from(item, made_with) for name, item in self.items.items()}
         done = [] if self.overwrite else [name for name in self.items if self._is_done(name)]
         self.loader.finished = frozenset(done)
+        digests = {path: file_digest(path) for path in weights_files(self.checkpoint)}
+        self.report = RunReport(self.folder)
+        self.report.start({"sha256": digests, "note": self.note}, getattr(engine.state, "device", ""), self.results)
         if done:
             found = (len(done), len(self.items), self.table)
             logger.info("%d of %d scans are left out: %s has them; --overwrite true does them again", *found)
@@ -147,16 +165,44 @@ class ScanResults:
         complete = len(row) == len(self.columns) and bool(made_from) and row[-1] == made_from
         return complete and all((self.folder / file).is_file() for file in self.files(name))
 
+    def _begin(self, engine: Evaluator) -> None:
+        self.computing = time.perf_counter()
+
     def _collect(self, engine: Evaluator) -> None:
         for source, item in zip(engine.state.batch, engine.state.output, strict=True):
-            name = source["name"]
+            name, writing = source["name"], time.perf_counter()
             try:
                 self.done(name, item)
             except Exception as error:
                 self.loader.fail(name, error)
+            else:
+                begun = min(max(self.computing, self.loader.started), writing)
+                self._report(name, (begun - self.loader.started, writing - begun, time.perf_counter() - writing))
+        self._report_failures()
 
     def _complete(self, engine: Evaluator) -> None:
+        self._report_failures()
+        self.report.end()
         release(self.folder, "inference")
+
+    def _report(self, name: str, seconds: Sequence[float]) -> None:
+        lacking, row = self.loader.incomplete.get(name, ""), dict(zip(self.columns, self.rows[name], strict=True))
+        self.report.scan(
+            name,
+            self.items[name],
+            "incomplete" if lacking else "done",
+            lacking,
+            results={column: row[column] for column in self.columns[1 : -len(ADDED)]},
+            warnings=row["warnings"],
+            files=[file for file in self.files(name) if (self.folder / file).is_file()],
+            seconds=dict(zip(("load", "compute", "write"), (round(part, 3) for part in seconds), strict=True)),
+        )
+
+    def _report_failures(self) -> None:
+        for name, why in self.loader.failures.items():
+            held = self.report.scans.get(name, {})
+            if (held.get("run"), held.get("outcome")) != (self.report.number, "failed"):
+                self.report.scan(name, self.items[name], "failed", why, warnings=self.warnings(name))
 
     # --- the table --------------------------------------------------------------------------------
 
@@ -168,7 +214,7 @@ class ScanResults:
             return {}
         with self.table.open(newline="", encoding="utf-8") as file:
             rows = list(csv.reader(file))
-        if rows and rows[0] == [name for name in self.columns if name not in ADDED or name in rows[0]]:
+        if rows and rows[0] == [name for name in self.columns if name not in self.added or name in rows[0]]:
             # of an earlier version, where it lacks some: its scans are done again
             held = [dict(zip(rows[0], row, strict=False)) for row in rows[1:] if row]
             rows = [self.columns, *([row.get(name, "") for name in self.columns] for row in held)]
@@ -200,11 +246,3 @@ def _made_from(item: Mapping[str, Any], made_with: Sequence[Any]) -> str:
 def _state(file: str) -> tuple[int, int]:
     found = os.stat(file)
     return found.st_size, found.st_mtime_ns
-
-
-def _content(file: str) -> str:
-    digest = hashlib.sha256()
-    with open(file, "rb") as content:
-        while block := content.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,19 +18,21 @@ from monai.transforms import Orientation, Transform
 
 from mambamim_nets.bundle.data.plausibility import volume_objections
 from mambamim_nets.bundle.errors import first_line
-from mambamim_nets.bundle.files import atomic_write
+from mambamim_nets.bundle.files import atomic_write, some
 from mambamim_nets.bundle.handlers.evaluation import CaseCollector, ValidationFigure, stored_image
 from mambamim_nets.bundle.handlers.scan_results import ScanResults
 from mambamim_nets.bundle.inference.scan_loader import ScanLoader
 from mambamim_nets.bundle.io.dicom_seg import segment_codes, write_dicom_seg
+from mambamim_nets.bundle.io.rtstruct import write_rtstruct
+from mambamim_nets.bundle.io.scan_formats import scan_header
 from mambamim_nets.bundle.labels import Targets
+from mambamim_nets.bundle.metrics.intensities import structure_intensities
 from mambamim_nets.bundle.metrics.segmentation import SegmentationTable, case_metrics
 from mambamim_nets.bundle.runtime import process_rank
 from mambamim_nets.bundle.transforms.normalisation import scaling_of
 from mambamim_nets.bundle.visualize.planes import save_figure
-from mambamim_nets.bundle.visualize.segmentation import overlay_figure
-from mambamim_nets.bundle.weights import weights_caption
-from mambamim_nets.checkpoint import read_record
+from mambamim_nets.bundle.visualize.segmentation import label_colours, overlay_figure
+from mambamim_nets.bundle.weights import seen_in_training, weights_caption
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -37,6 +41,8 @@ __all__ = ["CaseReport", "ScanReport", "ValidationPicture", "preview_window"]
 
 logger = logging.getLogger("mambamim_nets")
 VOLUMES = "volumes.csv"
+STEPS = 65535  # between the probabilities 0 and 1, in a file
+GIB = 2**30
 
 
 def preview_window(intensity: Transform) -> tuple[float, float] | None:
@@ -90,6 +96,7 @@ class CaseReport(CaseCollector[SegmentationTable]):
         tolerance_mm: of the surface Dice.
         window: grey values shown black and white; None: percentiles.
         checkpoint: file of the weights, see `CaseCollector`.
+        predictions: whether to keep every predicted label map, as `<case>_seg.nii.gz`.
     """
 
     def __init__(
@@ -99,10 +106,11 @@ class CaseReport(CaseCollector[SegmentationTable]):
         pictures: int = 8,
         tolerance_mm: float = 1.0,
         window: tuple[float, float] | None = None,
-        checkpoint: str | None = None,
+        checkpoint: str | Sequence[str] | None = None,
+        predictions: bool = False,
     ) -> None:
         super().__init__(folder, pictures, checkpoint)
-        self.targets, self.tolerance_mm, self.window = targets, tolerance_mm, window
+        self.targets, self.tolerance_mm, self.window, self.predictions = targets, tolerance_mm, window, predictions
 
     def new_table(self) -> SegmentationTable:
         """Return a table of the task's structures."""
@@ -112,6 +120,9 @@ class CaseReport(CaseCollector[SegmentationTable]):
         """Measure a case with the voxel edges of its own grid."""
         spacing = [float(edge) for edge in item["pred"].pixdim]
         prediction, reference = _label_map(item, "pred"), _label_map(item, "label")
+        if self.predictions:
+            affine = np.asarray(item["pred"].affine, dtype=float)
+            _save_nifti(prediction, affine, self.folder / f"{source['case']}_seg.nii.gz")
         return case_metrics(prediction, reference, self.targets.structures, spacing, self.tolerance_mm)
 
     def draw(self, source: Mapping[str, Any], item: Mapping[str, Any]) -> Figure:
@@ -130,8 +141,9 @@ class CaseReport(CaseCollector[SegmentationTable]):
 class ScanReport(ScanResults):
     """Write what was found in every new scan: label map, DICOM-SEG, preview, and a row of volumes.csv.
 
-    Expects `pred` (1, D, H, W) uint8 label maps with the affine of the input, and batches with `name`; attached to
-    an evaluator.
+    Expects `pred` (1, D, H, W) uint8 label maps with the affine of the input, where they are to be written
+    `probabilities` (channels, D, H, W), and batches with `name`; attached to an evaluator. Beside the volumes the row
+    has mean and standard deviation of the first channel of the scan in each structure, in the units of its file.
     A scan whose results cannot be written is recorded as failed; the others go on. A scan whose DICOM-SEG alone cannot
     be written, such as for a header that breaks the standard, has all else, a warning, and is named at the end.
 
@@ -142,9 +154,12 @@ class ScanReport(ScanResults):
         pictures: whether to draw previews.
         window: grey values shown black and white; None: percentiles.
         description: of the network, for the DICOM-SEG.
-        checkpoint: file of the weights.
+        checkpoint: file of the weights, or files of an ensemble.
         overwrite: do again what an earlier run has done.
         metadata: metadata.json of the bundle, which says what each label is in a DICOM-SEG; None: tissue.
+        rtstruct: whether to write an RTSTRUCT too, where the scan is a DICOM series.
+        probabilities: whether to write the probabilities of the channels too.
+        max_gib: memory that these may take; a scan that needs more is recorded as failed, before it is read.
 
     Raises:
         ValueError: if the folder's volumes.csv is of another task, or a code of the metadata is incomplete.
@@ -158,36 +173,68 @@ class ScanReport(ScanResults):
         pictures: bool = True,
         window: tuple[float, float] | None = None,
         description: str = "mambamim_nets",
-        checkpoint: str | None = None,
+        checkpoint: str | Sequence[str] | None = None,
         overwrite: bool = False,
         metadata: str | None = None,
+        rtstruct: bool = False,
+        probabilities: bool = False,
+        max_gib: float = 2.0,
     ) -> None:
         columns = [f"{name} (ml)" for name in targets.structures]
-        super().__init__(loader, folder, VOLUMES, columns, checkpoint, overwrite, previews=pictures)
+        further = [f"{name} {what}" for name in targets.structures for what in ("mean", "s.d.")]
+        super().__init__(loader, folder, VOLUMES, columns, checkpoint, overwrite, loaded=True, further=further)
+        self.rtstruct, self.probabilities, self.max_gib = rtstruct, probabilities, max_gib
         self.targets, self.pictures, self.window, self.description = targets, pictures, window, description
         self.codes = segment_codes(metadata, targets.labels.values()) if metadata else {}
         self.seen: Mapping[str, Any] = {}
 
     def files(self, name: str) -> list[str]:
-        """Return the names of label map, preview and DICOM-SEG, the last one for DICOM series only."""
-        endings = ["seg.nii.gz", *(["preview.png"] if self.pictures else [])]
-        if self.items[name]["series"]:
-            endings.append("seg.dcm")
+        """Return the names of label map, preview, probabilities, and for DICOM series of DICOM-SEG and RTSTRUCT."""
+        series = bool(self.items[name]["series"])
+        wanted = {
+            "seg.nii.gz": True,
+            "preview.png": self.pictures,
+            "probabilities.nii.gz": self.probabilities,
+            "seg.dcm": series,
+            "rtstruct.dcm": series and self.rtstruct,
+        }
+        endings = [ending for ending, is_wanted in wanted.items() if is_wanted]
         return [f"{name}_{ending}" for ending in endings]
 
     def made_with(self) -> list[Any]:
         """Return what results depend on, and learn what the weights saw."""
-        self.seen = read_record(self.checkpoint).get("seen", {}) if self.checkpoint else {}
-        return super().made_with()
+        made_with = super().made_with()
+        self.seen = seen_in_training(self.checkpoint)
+        return made_with
+
+    def check(self) -> None:
+        """Refuse scans whose probabilities are too large, and say of which there will be no RTSTRUCT."""
+        for item in self.items.values() if self.probabilities else ():
+            if "error" in item:
+                continue
+            shape, channels = scan_header(item["image"], item["series"]).shape[:3], self.targets.out_channels
+            needed = 4 * channels * math.prod(shape) / GIB
+            if needed > self.max_gib:
+                item["error"] = (
+                    f"probabilities of {channels} channels on {' x '.join(map(str, shape))} voxels take {needed:.1f}"
+                    f" GiB, over --max_gib {self.max_gib:g}: raise it, crop the scan, or leave --probabilities out"
+                )
+        files = [name for name, item in self.items.items() if not item["series"]] if self.rtstruct else []
+        if files:
+            logger.warning("no RTSTRUCT of %s: it refers to slices, and these are no DICOM series", some(files))
 
     def write(self, name: str, item: Mapping[str, Any]) -> list[str]:
-        """Write the files of a scan; return the volume of each structure in ml."""
+        """Write the files of a scan; return the volume of each structure in ml, and its intensities."""
         pred, scan = item["pred"], self.items[name]
         label, affine = pred[0].cpu().numpy().astype("uint8"), np.asarray(pred.affine, dtype=float)
         path = self.folder / f"{name}_seg.nii.gz"
         _save_nifti(label, affine, path)
+        if self.probabilities:
+            _save_probabilities(item["probabilities"], affine, self.folder / f"{name}_probabilities.nii.gz")
         if scan["series"]:
-            self._write_dicom(name, label, affine)
+            self._write_dicom_seg(name, label, affine)
+            if self.rtstruct:
+                self._write_rtstruct(name, label, affine)
         ml = float(abs(np.linalg.det(affine[:3, :3]))) / 1000
         counts = np.bincount(label.ravel(), minlength=256)
         volumes = [counts[list(values)].sum() * ml for values in self.targets.structures.values()]
@@ -198,25 +245,53 @@ class ScanReport(ScanResults):
         if self.pictures:
             figure = _preview(self.loaded, label, self.targets.labels, self.title(name), window=self.window)
             save_figure(figure, self.folder / f"{name}_preview.png")
-        return [f"{volume:.3f}" for volume in volumes]
+        measured = structure_intensities(self.loaded[0].cpu().numpy(), label, self.targets.structures)
+        intensities = [measured.get(structure, ("", "")) for structure in self.targets.structures]
+        values = [value if isinstance(value, str) else f"{value:.6g}" for pair in intensities for value in pair]
+        return [*(f"{volume:.3f}" for volume in volumes), *values]
 
-    def _write_dicom(self, name: str, label: np.ndarray, affine: np.ndarray) -> None:
+    def _write_dicom_seg(self, name: str, label: np.ndarray, affine: np.ndarray) -> None:
+        series, labels, caption = self.items[name]["series"], self.targets.labels, weights_caption(self.note)
         path = self.folder / f"{name}_seg.dcm"
+        with self._dicom(name, path, "DICOM-SEG"):
+            write_dicom_seg(label, affine, series, labels, path, self._said(), self.codes, caption)
+
+    def _write_rtstruct(self, name: str, label: np.ndarray, affine: np.ndarray) -> None:
+        series, labels, path = self.items[name]["series"], self.targets.labels, self.folder / f"{name}_rtstruct.dcm"
+        with self._dicom(name, path, "RTSTRUCT"):
+            write_rtstruct(label, affine, series, labels, path, self._said(), label_colours(labels))
+
+    def _said(self) -> str:
+        """Return the description of a DICOM result, with what the weights are."""
+        caption = weights_caption(self.note)
+        return f"{caption}: {self.description}" if caption else self.description
+
+    @contextlib.contextmanager
+    def _dicom(self, name: str, path: Path, kind: str) -> Iterator[None]:
+        """Record that a scan lacks a DICOM result where its series' tags break the standard."""
         path.unlink(missing_ok=True)  # that of an earlier run is not of this label map
         try:
-            series, labels = self.items[name]["series"], self.targets.labels
-            caption = weights_caption(self.note)
-            description = f"{caption}: {self.description}" if caption else self.description
-            write_dicom_seg(label, affine, series, labels, path, description, self.codes, caption)
-        except Exception as error:  # whatever highdicom raises on tags that break the standard
+            yield
+        except Exception as error:  # whatever highdicom and pydicom raise
             logger.debug("%s: %s cannot be written", name, path, exc_info=True)
-            self.lacks(name, f"no DICOM-SEG, the series' headers do not allow one: {first_line(error)}")
+            self.lacks(name, f"no {kind}, the series' headers do not allow one: {first_line(error)}")
+
+
+def _save_probabilities(probabilities: torch.Tensor, affine: np.ndarray, path: Path) -> None:
+    """Write probabilities (channels, D, H, W) with the channels last, in steps of 1 / 65535."""
+    steps = np.rint(np.moveaxis(np.asarray(probabilities.cpu()), 0, -1) * STEPS).astype(np.uint16)
+    image = nib.Nifti1Image(steps, affine)
+    image.header.set_slope_inter(1 / STEPS, 0)
+    _save(image, path)
 
 
 def _save_nifti(label: np.ndarray, affine: np.ndarray, path: Path) -> None:
-    image = nib.Nifti1Image(label, affine)
-    image.set_qform(affine, code=1)
-    image.set_sform(affine, code=1)
+    _save(nib.Nifti1Image(label, affine), path)
+
+
+def _save(image: nib.Nifti1Image, path: Path) -> None:
+    image.set_qform(image.affine, code=1)
+    image.set_sform(image.affine, code=1)
     image.header.set_xyzt_units("mm", "sec")
     atomic_write(path, lambda part: nib.save(image, part))
 

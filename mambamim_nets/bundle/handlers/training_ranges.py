@@ -3,7 +3,7 @@
 field of view   mm from right to left, from front to back and from foot to head; without a border of zeros, except
                 of CT, where 0 is water. What `RandFieldOfViewd` adds and cuts off in training is included
 spacing         mm, the shortest and the longest edge of a voxel
-volumes         ml of every structure
+volumes         ml of every structure, where label maps are learnt
 """
 
 from __future__ import annotations
@@ -38,21 +38,22 @@ class TrainingRanges:
     """Measure what training sees; `record` returns it for the record of the weights.
 
     Args:
-        cases: training cases, items with "image" (a path, or one per channel) and "label" (a path); None where images
-            are painted: then no ranges are known.
-        targets: of the task.
+        cases: training cases, items with "image" (a path, or one per channel) and, where there are targets, "label" (a
+            path); None where images are painted: then no ranges are known.
         preprocessing: of the images; where it scales HU, the whole image is the field of view.
         augmentation: random transforms of training, in which flips and fields of view are looked up.
+        targets: of the task; None where no volumes are learnt, as with classes and landmarks.
     """
 
     def __init__(
         self,
         cases: Sequence[Mapping[str, Any]] | None,
-        targets: Targets,
         preprocessing: Compose,
         augmentation: Compose,
+        targets: Targets | None = None,
     ) -> None:
-        self.cases, self.targets, self.augmentation = list(cases or ()), targets, augmentation
+        self.cases, self.augmentation = list(cases or ()), augmentation
+        self.structures = targets.structures if targets is not None else {}
         self.intensity = scaling_of(preprocessing.flatten().transforms).get("intensity", "")
 
     def record(self) -> dict[str, Any]:
@@ -66,12 +67,13 @@ class TrainingRanges:
         low, high = extents.min(0), extents.max(0)
         for varied in _parts(self.augmentation, RandFieldOfViewd):
             low, high = low * (1 - 2 * varied.cut), high + 2 * np.array(varied.border) * spacings.max()
-        volumes = {name: [case.volumes[name] for case in found] for name in self.targets.structures}
-        seen = {
+        seen: dict[str, Any] = {
             "field_of_view_mm": [_rounded(low), _rounded(high)],
             "spacing_mm": _rounded([spacings.min(), spacings.max()]),
-            "volumes_ml": {name: _rounded([min(values), max(values)]) for name, values in volumes.items()},
         }
+        if self.structures:
+            volumes = {name: [case.volumes[name] for case in found] for name in self.structures}
+            seen["volumes_ml"] = {name: _rounded([min(values), max(values)]) for name, values in volumes.items()}
         return {**mirrored, "seen": seen}
 
     def _case(self, item: Mapping[str, Any]) -> _Case:
@@ -85,11 +87,13 @@ class TrainingRanges:
         axes = nib.io_orientation(image.affine)[:, 0].astype(int)  # of the world, for each axis of the voxels
         sides = np.zeros(3)
         sides[axes] = extent(image.shape[:3], edges, values)
-        label: Any = nib.load(item["label"])
+        return _Case(sides.tolist(), edges.tolist(), self._volumes(item["label"]) if self.structures else {})
+
+    def _volumes(self, path: str) -> dict[str, float]:
+        label: Any = nib.load(path)
         ml = float(abs(np.linalg.det(label.affine[:3, :3]))) / 1000
         counts = np.bincount(np.asarray(label.dataobj).round().astype(np.int64).ravel(), minlength=256)
-        volumes = {name: float(counts[list(which)].sum()) * ml for name, which in self.targets.structures.items()}
-        return _Case(sides.tolist(), edges.tolist(), volumes)
+        return {name: float(counts[list(which)].sum()) * ml for name, which in self.structures.items()}
 
 
 def mirrored_axes(augmentation: Compose) -> list[int]:

@@ -1,4 +1,4 @@
-"""How networks are called: bfloat16, inference mode, mirroring, results that must be finite, and empty windows.
+"""How networks are called: bfloat16, inference mode, mirroring, ensembles, finite results, and empty windows.
 
 A sliding window over a scan meets windows that hold nothing but air or the black around a brain, which is exactly 0
 once intensities are scaled. They tell a network nothing, so they get the logits of background instead, and a label map
@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from monai.inferers import Inferer
@@ -19,11 +19,15 @@ from monai.networks import trt_compile
 from monai.networks.trt_compiler import polygraphy_imported, trt_imported
 from torch import Tensor, nn
 
+from mambamim_nets.bundle.labels import Targets
+from mambamim_nets.bundle.runtime import bare
+from mambamim_nets.bundle.weights import weights_files
+from mambamim_nets.checkpoint import read_state
 from mambamim_nets.nets.hymamba import HyMamba
 from mambamim_nets.nets.mamba_unetr import VisionMamba
 from mambamim_nets.pretraining.voco import VoCo
 
-__all__ = ["AutocastInferer", "bfloat16_is_fast", "tensorrt"]
+__all__ = ["AutocastInferer", "EnsembleInferer", "bfloat16_is_fast", "tensorrt"]
 
 logger = logging.getLogger("mambamim_nets")
 
@@ -116,6 +120,47 @@ class AutocastInferer(Inferer):
         return out / len(self.flips) if len(self.flips) > 1 else out
 
 
+class EnsembleInferer(Inferer):
+    """Run another inferer with the weights of every member of an ensemble, and average the members' probabilities.
+
+    The members are files of one network, such as the folds of a cross-validation. One network takes their weights in
+    turn, once for each scan: that takes milliseconds, a scan takes seconds, and the device holds one network whatever
+    the number of members. Of the probabilities only the running sum is kept, which is less than what bringing a result
+    back takes, so the estimate of `ScanMemory` holds. MONAI's `EnsembleEvaluator` does something else: it holds every
+    network on the device, and every member's result until the last.
+
+    What comes back are logits whose probabilities are the mean of the members', so that everything behind takes them
+    as it takes those of one network. A single file is left to the inferer: its result is what it was.
+
+    Args:
+        inferer: what calls the network; its results are logits (B, out_channels, D, H, W).
+        targets: of the task, which says how logits become probabilities.
+        checkpoint: files of the members; one file: the network has its weights already.
+    """
+
+    def __init__(self, inferer: Inferer, targets: Targets, checkpoint: str | Sequence[str]) -> None:
+        super().__init__()
+        self.inferer, self.targets, self.files = inferer, targets, weights_files(checkpoint)
+        self._members: list[dict[str, Tensor]] = []
+
+    def __call__(self, inputs: Tensor, network: Callable, *args: Any, **kwargs: Any) -> Any:
+        """Return float32 logits (B, out_channels, D, H, W) of inputs (B, C, D, H, W)."""
+        if len(self.files) < 2:
+            return self.inferer(inputs, network, *args, **kwargs)
+        self._members = self._members or [read_state(path) for path in self.files]  # on the CPU
+        module = bare(cast(nn.Module, network))
+        module = getattr(module, "_orig_mod", module)  # of torch.compile, which shares its parameters
+        total: Tensor | None = None
+        for weights in self._members:
+            module.load_state_dict(weights, strict=True)
+            logits = self.inferer(inputs, network, *args, **kwargs)
+            for item in logits:  # in place: no second result of this size is held
+                item.copy_(self.targets.probabilities(item))
+            total = logits if total is None else total.add_(logits.to(total.device))
+        assert total is not None
+        return self.targets.logits(total.div_(len(self._members)))
+
+
 class _Windows:
     """Stand for a network in an inferer: leave out windows of air, call it in inference mode, and count."""
 
@@ -168,7 +213,7 @@ class _Windows:
         low, high = (float(value) for value in windows.aminmax())
         raise FloatingPointError(
             f"{count} of {out.numel()} results of the network are NaN or infinite in"
-            f" {'bfloat16' if self.amp else 'float32'}, from intensities {low:.4g} to {high:.4g}: must be finite:"
+            f" {'bfloat16' if self.amp else 'float32'}, from intensities {low:.4g} to {high:.4g}, and must be finite;"
             f" {remedy}"
         )
 
@@ -178,7 +223,11 @@ class _Windows:
 
 
 def tensorrt(
-    network: nn.Module, checkpoint: str, roi_size: Sequence[int], device: torch.device | str, args: Mapping[str, Any]
+    network: nn.Module,
+    checkpoint: str | Sequence[str],
+    roi_size: Sequence[int],
+    device: torch.device | str,
+    args: Mapping[str, Any],
 ) -> nn.Module:
     """Hand a network to MONAI's `trt_compile`, which builds a TensorRT engine on its first call and keeps it.
 
@@ -194,13 +243,19 @@ def tensorrt(
 
     Raises:
         RuntimeError: without an NVIDIA GPU, tensorrt or polygraphy, where MONAI would warn and run without them.
+        ValueError: the weights are an ensemble, whose members an engine cannot take in turn.
     """
+    if len(files := weights_files(checkpoint)) != 1:
+        raise ValueError(
+            f"checkpoint: inference_trt.json takes one file of weights, not {len(files)}; give one, or leave"
+            " inference_trt.json out"
+        )
     missing = [name for name, found in (("tensorrt", trt_imported), ("polygraphy", polygraphy_imported)) if not found]
     if torch.device(device).type != "cuda" or missing:
         raise RuntimeError(
             f"inference_trt.json needs an NVIDIA GPU and the packages tensorrt and polygraphy; device is {device}, "
             f"missing: {', '.join(missing) or 'nothing'}; leave inference_trt.json out to run without TensorRT"
         )
-    newest = int(Path(checkpoint).stat().st_mtime)
-    plan = f"{checkpoint}.{'x'.join(map(str, roi_size))}"
+    newest = int(Path(files[0]).stat().st_mtime)
+    plan = f"{files[0]}.{'x'.join(map(str, roi_size))}"
     return trt_compile(network.to(device), plan, args={"timestamp": newest, **args})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -13,7 +13,7 @@ from monai.transforms import MapTransform, Transform
 from mambamim_nets.bundle.data.plausibility import extent, range_objections
 from mambamim_nets.bundle.io.modalities import modality_objection
 from mambamim_nets.bundle.transforms.normalisation import scaling_of
-from mambamim_nets.checkpoint import read_record
+from mambamim_nets.bundle.weights import seen_in_training
 
 __all__ = ["KnownScand"]
 
@@ -26,7 +26,8 @@ class KnownScand(MapTransform):
     Args:
         keys: of the image.
         scaling: the transform that scales intensities, which says what modality the weights know.
-        checkpoint: file of the weights, whose record says what they saw; None: the modality alone is judged.
+        checkpoint: file of the weights, or files of an ensemble, whose record says what they saw; None: the modality
+            alone is judged.
         force: do not refuse, but add what is wrong to the "warnings" of the scan.
 
     Raises:
@@ -34,7 +35,11 @@ class KnownScand(MapTransform):
     """
 
     def __init__(
-        self, keys: KeysCollection, scaling: Transform, checkpoint: str | None = None, force: bool = False
+        self,
+        keys: KeysCollection,
+        scaling: Transform,
+        checkpoint: str | Sequence[str] | None = None,
+        force: bool = False,
     ) -> None:
         super().__init__(keys)
         self.intensity, self.force = scaling_of([scaling]).get("intensity", ""), force
@@ -42,9 +47,8 @@ class KnownScand(MapTransform):
 
     @cached_property
     def seen(self) -> dict[str, Any]:
-        """What the weights saw, by their record."""
-        found: dict[str, Any] = read_record(self.checkpoint).get("seen", {}) if self.checkpoint else {}
-        return found
+        """What the weights saw, by their record; of an ensemble, what any of its members saw."""
+        return seen_in_training(self.checkpoint)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return the data as they are, with another entry of "warnings" where a scan is segmented all the same."""

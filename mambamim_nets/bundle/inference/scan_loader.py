@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -32,8 +33,9 @@ class ScanLoader:
         failures: reason by scan name.
         incomplete: by scan name, what is missing of the results of a scan that is done otherwise.
         finished: names of scans to leave out, since an earlier run did them.
-        keep_loaded: whether `loaded` is wanted, by a report that draws previews.
+        keep_loaded: whether `loaded` is wanted, by a report that draws or measures it.
         loaded: first channel (1, D, H, W) of the current scan as `LoadScand` read it, on the scan's own grid.
+        started: when loading the current scan began, by time.perf_counter.
     """
 
     def __init__(self, dataset: Dataset) -> None:
@@ -43,6 +45,7 @@ class ScanLoader:
         self.finished: frozenset[str] = frozenset()
         self.keep_loaded = False
         self.loaded: MetaTensor | None = None
+        self.started = 0.0
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Yield a batch of one for each scan that can be loaded."""
@@ -61,6 +64,7 @@ class ScanLoader:
         if "error" in item:
             self.fail(item["name"], item["error"])
             return None
+        self.started = time.perf_counter()
         try:
             sample: Any = self.dataset[index]
             if self.keep_loaded:

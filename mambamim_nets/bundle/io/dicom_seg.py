@@ -25,7 +25,7 @@ from mambamim_nets.bundle.io.dicom_files import INSTALL, made_uid
 from mambamim_nets.bundle.io.dicom_series import Series
 from mambamim_nets.bundle.io.headers import corners_apart
 
-__all__ = ["SegmentCode", "segment_codes", "write_dicom_seg"]
+__all__ = ["SegmentCode", "on_series_grid", "segment_codes", "source_headers", "write_dicom_seg"]
 
 logger = logging.getLogger("mambamim_nets")
 
@@ -159,7 +159,7 @@ def write_dicom_seg(
         raise ValueError(f"label values {unknown[:5]} must be 0 or among {sorted(numbers)}")
     lookup = np.zeros(max(numbers) + 1, dtype=np.uint16)
     lookup[list(numbers)] = list(numbers.values())
-    on_grid = _on_grid(np.asarray(label), np.asarray(affine, dtype=float), series)
+    on_grid = on_series_grid(np.asarray(label), np.asarray(affine, dtype=float), series)
     name = f"mambamim_nets, {caption}" if caption else "mambamim_nets"
     algorithm = hd.AlgorithmIdentificationSequence(name, dictionary.DCM.ArtificialIntelligence, __version__)
     segments = [
@@ -167,7 +167,7 @@ def write_dicom_seg(
         for value, name in labels.items()
     ]
     segmentation = hd.seg.Segmentation(
-        source_images=_sources(series),
+        source_images=source_headers(series),
         pixel_array=np.ascontiguousarray(lookup[on_grid].transpose(2, 1, 0)),  # frames, rows, columns
         segmentation_type="BINARY",
         omit_empty_frames=bool(on_grid.any()),
@@ -206,7 +206,7 @@ def _segment(number: int, name: str, code: SegmentCode, algorithm: Any) -> Any:
     return segment
 
 
-def _on_grid(label: np.ndarray, affine: np.ndarray, series: Series) -> np.ndarray:
+def on_series_grid(label: np.ndarray, affine: np.ndarray, series: Series) -> np.ndarray:
     """Return label with the axes (i, j, k) of a series: permuted and flipped, never resampled."""
     wanted = np.asarray(series.affine)
     turn = nib.io_orientation(np.linalg.inv(wanted) @ affine)
@@ -221,7 +221,7 @@ def _on_grid(label: np.ndarray, affine: np.ndarray, series: Series) -> np.ndarra
     return turned
 
 
-def _sources(series: Series) -> list[Any]:
+def source_headers(series: Series) -> list[Any]:
     """Return headers of the slices that a result refers to, from what was read when the series was found.
 
     The first has patient and study; the others have what highdicom compares and refers to. What de-identification

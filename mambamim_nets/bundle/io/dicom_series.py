@@ -201,8 +201,7 @@ def _cannot_be_read(slices: Sequence[Unreadable]) -> str:
 
 
 def _what(slices: Sequence[Unreadable]) -> str:
-    what = ", ".join(f"{Path(slice_.file).name} cannot be read ({slice_.why})" for slice_ in slices[:3])
-    return what + (f" and {len(slices) - 3} more" if len(slices) > 3 else "")
+    return some([f"{Path(slice_.file).name} cannot be read ({slice_.why})" for slice_ in slices], 3)
 
 
 # --- numbers --------------------------------------------------------------------------------------

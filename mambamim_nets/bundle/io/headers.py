@@ -36,8 +36,8 @@ SPACING_RANGE = (0.01, 50.0)  # mm: from microscopes to slices of a scout
 PADDING = 512  # bytes that may follow the voxels: a block of a tape
 AXES = ("RL", "AP", "SI")  # the first letter of each is the positive direction in RAS mm
 UNORIENTED = (
-    "no sform, qform or direction in the header: must say where the axes of its voxels point: write the header; for"
-    " inference, give --assume_axes with what is true of them, such as RAS"
+    "no sform, qform or direction in the header, which must say where the axes of its voxels point; write the header;"
+    " for inference, give --assume_axes with what is true of them, such as RAS"
 )
 
 
@@ -111,13 +111,13 @@ def judged(header: Header) -> Header:
 
 
 def spacing_problem(spacing: Sequence[float]) -> str:
-    """Return what is wrong with a spacing in mm, as `rule: remedy`, or ""."""
+    """Return what is wrong with a spacing in mm, with its rule and remedy, or ""."""
     rounded = [float(f"{edge:.6g}") for edge in spacing]
     if not all(edge > 0 and np.isfinite(edge) for edge in spacing):  # NaN too
-        return f"spacing {rounded} mm: must be above 0 on every axis: repair the header"
+        return f"spacing {rounded} mm must be above 0 on every axis; repair the header"
     low, high = SPACING_RANGE
     if not all(low <= edge <= high for edge in spacing):
-        return f"spacing {rounded} mm: must lie between {low:g} and {high:g} mm: repair the header"
+        return f"spacing {rounded} mm must lie between {low:g} and {high:g} mm; repair the header"
     return ""
 
 
@@ -126,5 +126,6 @@ def length_problem(held: int, header: Header) -> str:
     if not header.length or held <= header.length + PADDING:
         return ""
     return (
-        f"{held} bytes, dimensions {list(header.shape)} account for {header.length}: must agree: export the file again"
+        f"{held} bytes, dimensions {list(header.shape)} account for {header.length}, and must agree;"
+        " export the file again"
     )

@@ -123,7 +123,7 @@ def mha_header(path: str) -> Header:
 
 def _of_text(shape: tuple[int, ...], spacing: Sequence[float], oriented: bool, field: str) -> Header:
     if len(spacing) < 3:
-        line = f"no spacing in the header ({field}): must have one: write the header anew"
+        line = f"no spacing in the header ({field}), which must have one; write the header anew"
         return Header(shape, problems=(line,), oriented=oriented)
     return Header(shape, tuple(spacing[:3]), oriented)
 

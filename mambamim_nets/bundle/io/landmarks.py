@@ -57,11 +57,11 @@ def read_table(path: str | os.PathLike[str]) -> dict[str, Points]:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: missing: must be a file: complete the data set or correct its list")
+        raise FileNotFoundError(f"{path} must be a file, and is missing; complete the data set or correct its list")
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: {error}: must be a CSV file in UTF-8: export it again") from error
+        raise ValueError(f"{path} must be a CSV file in UTF-8: {error}; export it again") from error
     frames = [match["frame"] for line in lines if (match := _FRAME_LINE.match(line))]
     rows = csv.DictReader(line for line in lines if line.strip() and not line.startswith("#"))
     columns = [column.strip().lower() for column in rows.fieldnames or []]
@@ -69,7 +69,7 @@ def read_table(path: str | os.PathLike[str]) -> dict[str, Points]:
     absent = [column for column in ("name", "x", "y", "z") if column not in columns]
     if absent:
         raise ValueError(
-            f"{path}: columns {columns}: must have name, x, y, z, separated by commas: add {', '.join(absent)}"
+            f"{path}: columns {columns} must have name, x, y, z, separated by commas; add {', '.join(absent)}"
         )
     table: dict[str, Points] = {}
     for row in rows:
@@ -77,7 +77,7 @@ def read_table(path: str | os.PathLike[str]) -> dict[str, Points]:
         case = cells.get("case") or stem(cells.get("image", ""))
         if not case and {"case", "image"} & set(columns):
             raise ValueError(
-                f"{path}: line {rows.line_num} of the table: must name its case or image: fill the column in"
+                f"{path}: line {rows.line_num} of the table must name its case or image; fill the column in"
             )
         case = case_name(case, f"{path}: line {rows.line_num} of the table") if case else ""
         name = cells["name"]
@@ -88,7 +88,7 @@ def read_table(path: str | os.PathLike[str]) -> dict[str, Points]:
         frame = _frame(cells.get("frame") or (frames[0] if frames else ""), where)
         points[name] = _position([cells[axis] for axis in "xyz"], where) * SIGNS[frame]
     if not table:
-        raise ValueError(f"{path}: no rows: must hold points: export it again")
+        raise ValueError(f"{path} must hold points, and has no rows; export it again")
     return table
 
 
@@ -134,21 +134,23 @@ def read_markups(path: str | os.PathLike[str]) -> Points:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: missing: must be a file: complete the data set or correct its list")
+        raise FileNotFoundError(f"{path} must be a file, and is missing; complete the data set or correct its list")
     content = read_json(path)
     markups = content.get("markups") if isinstance(content, dict) else None
     if not isinstance(markups, list) or not all(isinstance(markup, dict) for markup in markups):
-        raise ValueError(f"{path}: no list 'markups': must be a Slicer Markups file: save the points as .mrk.json")
+        raise ValueError(
+            f"{path} must be a Slicer Markups file, and has no list 'markups'; save the points as .mrk.json"
+        )
     lists = [markup for markup in markups if markup.get("type") == "Fiducial"]
     if not lists:
         kinds = sorted({str(markup.get("type")) for markup in markups})
-        raise ValueError(f"{path}: markups of type {kinds}: must be Fiducial: place the points as a point list")
+        raise ValueError(f"{path}: markups of type {kinds} must be Fiducial; place the points as a point list")
     points: Points = {}
     for markup in lists:
         frame = _frame(str(markup.get("coordinateSystem", "")), f"{path}: coordinateSystem")
         unit = markup.get("coordinateUnits", "mm")
         if unit != "mm":
-            raise ValueError(f"{path}: coordinateUnits {unit!r}: must be mm: save the points in mm")
+            raise ValueError(f"{path}: coordinateUnits {unit!r} must be mm; save the points in mm")
         for point in markup.get("controlPoints") or []:
             name = str(point.get("label", "")).strip()
             if name in points:
@@ -231,21 +233,21 @@ def ordered_points(
         if name not in names:
             near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
             hint = f"did you mean {near[0]!r}?" if near else "rename it, or remove it"
-            raise ValueError(f"{where}: point {name!r}: must be one of {', '.join(names)}: {hint}")
+            raise ValueError(f"{where}: point {name!r} must be one of {', '.join(names)}; {hint}")
     nowhere = np.full(3, np.nan)
     found = np.stack([np.asarray(points.get(name, nowhere), dtype=float) for name in names])
     absent = [name for name, place in zip(names, found, strict=True) if np.isnan(place).any()]
     if absent and (not allow_missing or len(absent) == len(names)):
         remedy = "add at least one" if allow_missing else "place them, or use --allow_missing true to train without"
-        raise ValueError(f"{where}: points {', '.join(absent)} missing: every point must be there: {remedy}")
+        raise ValueError(f"{where}: points {', '.join(absent)} are missing, and every point must be there; {remedy}")
     return found
 
 
 def _frame(text: str, where: str) -> str:
     if text.upper() not in SIGNS:
-        given = f"frame {text!r}" if text else "no frame"
+        given = f"frame {text!r}" if text else "the frame, which is missing,"
         raise ValueError(
-            f"{where}: {given}: must be RAS or LPS: say which axes the coordinates follow (Slicer and ITK save LPS)"
+            f"{where}: {given} must be RAS or LPS; say which axes the coordinates follow (Slicer and ITK save LPS)"
         )
     return text.upper()
 
@@ -259,7 +261,7 @@ def _position(cells: Sequence[Any], where: str) -> np.ndarray:
         place = np.full(3, np.nan)
     if not np.isfinite(place).all():
         raise ValueError(
-            f"{where}: coordinates {', '.join(map(str, cells))}: must be three finite numbers in mm: correct them, or"
+            f"{where}: coordinates {', '.join(map(str, cells))} must be three finite numbers in mm; correct them, or"
             " leave all three empty if the point cannot be seen"
         )
     return place

@@ -123,13 +123,13 @@ def modality_objection(intensity: str, values: Any, said: str = "") -> str:
         return ""
     wanted = " or ".join(expected)
     if said:
-        return "" if said in expected else f"its DICOM Modality is {said}: must be {wanted}"
+        return "" if said in expected else f"its DICOM Modality is {said}, and must be {wanted}"
     array = np.asarray(values)
     lowest = float(array.min())
     if expected == ("MR",) and lowest < AIR[1]:
         share = float(((array >= AIR[0]) & (array <= AIR[1])).mean())
         if share > AIR_SHARE:
-            return f"{share:.0%} of its voxels lie near -1000, as air in CT does: must be {wanted}"
+            return f"{share:.0%} of its voxels lie near -1000, as air in CT does, and it must be {wanted}"
     if expected == ("CT",) and lowest >= 0:
-        return f"its lowest value is {lowest:g}, and fat and air lie below 0 in CT: must be {wanted}, in HU"
+        return f"its lowest value is {lowest:g}, and fat and air lie below 0 in CT; it must be {wanted}, in HU"
     return ""

@@ -64,7 +64,7 @@ def _of_nifti(image: Any) -> Header:
         return header._replace(oriented=False)
     affine = np.asarray(image.affine, dtype=float)
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
-        line = f"affine {affine[:3].round(3).tolist()}: must be finite and invertible: repair the header"
+        line = f"affine {affine[:3].round(3).tolist()} must be finite and invertible; repair the header"
         return header._replace(problems=(line,))
     header = header._replace(spacing=tuple(float(edge) for edge in np.linalg.norm(affine[:3, :3], axis=0)))
     return _compared(header, image, affine, codes)
@@ -73,15 +73,15 @@ def _of_nifti(image: Any) -> Header:
 def _field_problems(raw: Nifti1Header, slope: float, inter: float) -> Iterator[str]:
     dims = [int(n) for n in raw["dim"][1 : 1 + max(3, int(raw["dim"][0]))]]
     if not all(n > 0 for n in dims[: int(raw["dim"][0])]):
-        yield f"dimensions {dims}: must be above 0: export the file again"
+        yield f"dimensions {dims} must be above 0; export the file again"
     spacing = [float(f"{edge:.6g}") for edge in raw["pixdim"][1:4]]
     if problem := spacing_problem(spacing):
         yield f"pixdim, {problem}"
     if not (np.isfinite(slope) and np.isfinite(inter)):
-        yield f"scl_slope {slope:g}, scl_inter {inter:g}: must be finite: repair the header or export the file again"
+        yield f"scl_slope {slope:g}, scl_inter {inter:g} must be finite; repair the header or export the file again"
     units = int(raw["xyzt_units"]) & 7
     if units in UNITS:
-        yield f"spacing in {UNITS[units]} (xyzt_units {units}): must be in mm: convert the header"
+        yield f"spacing in {UNITS[units]} (xyzt_units {units}) must be in mm; convert the header"
 
 
 def _cut_short(image: Any, header: Header) -> Iterator[str]:
@@ -89,7 +89,7 @@ def _cut_short(image: Any, header: Header) -> Iterator[str]:
     path = str(image.file_map["image"].filename)
     held = os.path.getsize(path)
     if held * (DEFLATE if path.endswith(".gz") else 1) < header.length:
-        yield f"{held} bytes for dimensions {list(header.shape)}: must be whole: copy or download the file again"
+        yield f"{held} bytes are too few for dimensions {list(header.shape)}; copy or download the file again"
 
 
 def _compared(header: Header, image: Any, affine: np.ndarray, codes: dict[str, int]) -> Header:

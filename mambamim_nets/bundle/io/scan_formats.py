@@ -107,7 +107,7 @@ def read_scan(image: str | Sequence[str], series: Series | None = None, axes: st
         meta |= {"affine": affine, "original_affine": affine.copy(), "space": "RAS"}
     scan = _tensor(image, array, meta)
     if scan.ndim != 4:
-        raise ValueError(f"{image}: {scan.ndim - 1} axes: must be 3-D: extract one volume from it")
+        raise ValueError(f"{image}: {scan.ndim - 1} axes, and must be 3-D; extract one volume from it")
     return scan
 
 
@@ -134,8 +134,8 @@ def _tensor(path: str, array: np.ndarray, meta: dict[str, Any]) -> MetaTensor:
     count = int(values.size - np.isfinite(values).sum())
     if count:
         raise ValueError(
-            f"{path}: {count} of {values.size} voxels are NaN or infinite in float32: must be finite: replace them, or"
-            " rescale the image"
+            f"{path}: {count} of {values.size} voxels are NaN or infinite in float32, and must be finite; replace them,"
+            " or rescale the image"
         )
     scan: Any = MetaTensor.ensure_torch_and_prune_meta(values, meta)
     return cast(MetaTensor, EnsureChannelFirst()(scan))
@@ -145,7 +145,7 @@ def _stacked(paths: Sequence[str], parts: Sequence[MetaTensor]) -> MetaTensor:
     first = parts[0]
     for path, part in zip(paths, parts, strict=True):
         if part.shape[0] != 1:
-            raise ValueError(f"{path}: {part.shape[0]} channels: must be one, since each channel has its file")
+            raise ValueError(f"{path}: {part.shape[0]} channels, and must have one, since each channel has its file")
         apart = corners_apart(np.asarray(first.affine), np.asarray(part.affine), first.shape[1:])
         if part.shape != first.shape or apart > AFFINE_ERROR:
             raise ValueError(

@@ -1,8 +1,13 @@
-"""Label maps between disk and network: masks of structures for metrics, and predictions back on the scan's own grid."""
+"""Label maps between disk and network: masks for metrics, predictions back on the scan's own grid, and their parts.
+
+`KeepPartsd` does what MONAI's `KeepLargestConnectedComponentd` and `RemoveSmallObjectsd` are for. These need
+scikit-image, search the whole scan once for each label, where a label's box is enough, and the second takes all voxels
+of a label in a label map for one object, so it can neither see its parts nor have a volume for each label.
+"""
 
 import logging
-from collections.abc import Hashable, Mapping
-from typing import Any
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -14,7 +19,7 @@ from torch import Tensor
 
 from mambamim_nets.bundle.labels import Targets
 
-__all__ = ["RestoreLabelsd", "StructureMasksd", "keep_largest"]
+__all__ = ["KeepPartsd", "RestoreLabelsd", "StructureMasksd"]
 
 logger = logging.getLogger("mambamim_nets")
 
@@ -54,10 +59,6 @@ class RestoreLabelsd(MapTransform):
         preprocessing: the transforms to invert.
         orig_keys: of the image that they were applied to.
         max_gib: memory that the probabilities on the input's grid may take.
-        keep_largest: keep only the largest connected component of every label, for organs that are in one piece.
-
-    Raises:
-        ValueError: if components are to be kept of overlapping regions.
     """
 
     def __init__(
@@ -67,14 +68,8 @@ class RestoreLabelsd(MapTransform):
         preprocessing: Compose,
         orig_keys: str = "image",
         max_gib: float = 2.0,
-        keep_largest: bool = False,
     ) -> None:
         super().__init__(keys)
-        self.keep_largest = keep_largest
-        if self.keep_largest and targets.regions:
-            raise ValueError(
-                f"keep_largest must be false for regions {list(targets.regions)}: tumours have several parts"
-            )
         self.targets, self.orig_keys, self.max_gib = targets, orig_keys, max_gib
         self.smooth, self.nearest = (
             Invertd(self.keys, preprocessing, orig_keys, nearest_interp=nearest, to_tensor=True)
@@ -97,26 +92,83 @@ class RestoreLabelsd(MapTransform):
             if not decide_first:
                 out[key] = self.targets.label_map(out[key])
             out[key] = out[key].round().to(torch.uint8)
-            if self.keep_largest:
-                values = _plain(out[key])[0].cpu().numpy()
-                keep_largest(values)
-                out[key][0] = torch.from_numpy(values).to(out[key].device)
         return out
 
 
-def keep_largest(label_map: np.ndarray) -> None:
-    """Set to 0, in place, what is not in the largest connected component (faces touch) of its label.
+class KeepPartsd(MapTransform):
+    """Leave out of a label map, on the scan's own grid, what is no part of its structures: set it to 0.
+
+    Parts are connected where voxels share a face. The largest part is looked for first; a volume is then asked of what
+    is left.
 
     Args:
-        label_map: (D, H, W) unsigned integers.
+        keys: of label maps (1, D, H, W) with an affine in mm.
+        targets: of the task.
+        keep_largest: true keeps only the largest part of every label, for organs in one piece; a list of names does so
+            for these labels; "together" keeps the largest part of all labels taken as one; false keeps all.
+        min_volume_ml: name of a label -> ml; parts of less than that are left out.
+
+    Raises:
+        ValueError: a name is no label, a volume is not above 0, or the task has regions, whose label maps show only
+            what no smaller region covers.
     """
-    for value, box in enumerate(ndimage.find_objects(label_map), start=1):
-        if box is not None:
-            inside = label_map[box] == value
-            parts, number = ndimage.label(inside)
-            if number > 1:
-                sizes = np.bincount(parts.ravel())
-                label_map[box][inside & (parts != 1 + sizes[1:].argmax())] = 0
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        targets: Targets,
+        keep_largest: bool | Literal["together"] | Sequence[str] = False,
+        min_volume_ml: Mapping[str, float] | None = None,
+    ) -> None:
+        super().__init__(keys)
+        if (keep_largest or min_volume_ml) and targets.regions:
+            name = "keep_largest must be false" if keep_largest else "min_volume_ml must be empty"
+            raise ValueError(f"{name} for regions {list(targets.regions)}: tumours have several parts")
+        values = {name: value for value, name in targets.labels.items()}
+        self.together = keep_largest == "together"
+        named = list(values) if isinstance(keep_largest, bool | str) else list(keep_largest)
+        self.min_volume_ml = dict(min_volume_ml or {})
+        for option, names in (("keep_largest", named), ("min_volume_ml", list(self.min_volume_ml))):
+            if unknown := [name for name in names if name not in values]:
+                raise ValueError(f"{option} {unknown[0]!r} is no label of this task: it has {', '.join(values)}")
+        for name, volume in self.min_volume_ml.items():
+            if not volume > 0:
+                raise ValueError(f"min_volume_ml of {name!r} is {volume}: must be above 0, in ml; else leave it out")
+        self.largest = {values[name] for name in named} if keep_largest and not self.together else set()
+        self.least = {values[name]: float(volume) for name, volume in self.min_volume_ml.items()}
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return the dictionary with label maps of the same shape and type."""
+        out = dict(data)
+        if self.together or self.largest or self.least:
+            for key in self.key_iterator(out):
+                label_map = _plain(out[key])[0].cpu().numpy().astype(np.uint8)  # a copy
+                ml = float(np.prod([float(edge) for edge in out[key].pixdim])) / 1000
+                self._clean(label_map, ml)
+                kept = out[key].clone()
+                kept[0] = torch.from_numpy(label_map).to(kept)
+                out[key] = kept
+        return out
+
+    def _clean(self, label_map: np.ndarray, ml: float) -> None:
+        """Set to 0, in place, what is left out of a label map (D, H, W) with voxels of so many ml."""
+        if self.together:
+            _keep_parts(label_map, label_map != 0, 0.0)
+        for value, box in enumerate(ndimage.find_objects(label_map), start=1):
+            if box is not None and (value in self.largest or value in self.least):
+                part = label_map[box]
+                least = self.least.get(value, 0.0) / ml * (1 - 1e-6)  # ml and voxels are rounded
+                _keep_parts(part, part == value, least, largest=value in self.largest)
+
+
+def _keep_parts(label_map: np.ndarray, inside: np.ndarray, least: float, largest: bool = True) -> None:
+    """Set to 0, in place, parts of a mask of fewer voxels than `least`, and all but the largest where that is asked."""
+    parts, number = ndimage.label(inside)
+    sizes = np.bincount(parts.ravel(), minlength=number + 1)
+    kept = sizes >= least
+    if largest and number:
+        kept &= np.arange(number + 1) == 1 + sizes[1:].argmax()
+    label_map[inside & ~kept[parts]] = 0
 
 
 def _plain(values: Tensor) -> Tensor:

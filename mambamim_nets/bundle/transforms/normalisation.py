@@ -53,7 +53,7 @@ class RequireFinited(MapTransform):
             if count:
                 file = getattr(data[key], "meta", {}).get("filename_or_obj", "image")
                 raise ValueError(
-                    f"{file}: {count} voxels are NaN or infinite after preprocessing: must be finite: rescale its"
+                    f"{file}: {count} voxels are NaN or infinite after preprocessing, and must be finite; rescale its"
                     " intensities, or choose another --intensity"
                 )
         return data

@@ -291,15 +291,22 @@ def dark_figure(width: float, height: float, layout: Literal["tight"] | None = N
     return Figure(figsize=(width, height), dpi=DPI, facecolor=BACKGROUND, layout=layout)
 
 
-def save_figure(figure: Figure, path: str | os.PathLike[str]) -> Path:
-    """Write a figure as a PNG file, whole or not at all, say so in the log, and return its path."""
+def save_figure(figure: Figure, path: str | os.PathLike[str], announced: bool = True) -> Path:
+    """Write a figure as a PNG file, whole or not at all, and return its path.
+
+    Args:
+        figure: as the functions of this room make it.
+        path: of the file.
+        announced: whether the log says so.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     FigureCanvasAgg(figure)
     written = atomic_write(
         path, lambda part: figure.savefig(part, dpi=DPI, format="png", facecolor=figure.get_facecolor())
     )
-    logger.info("picture: %s", written)
+    if announced:
+        logger.info("picture: %s", written)
     return written
 
 

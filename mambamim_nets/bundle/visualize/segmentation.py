@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from mambamim_nets.bundle.visualize.planes import COLOURS, Panel, PlaneFigure, a
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["overlay_figure"]
+__all__ = ["label_colours", "overlay_figure"]
 
 
 def overlay_figure(
@@ -49,7 +49,7 @@ def overlay_figure(
     maps = {name: np.rint(values).astype(np.int32) for name, values in maps.items()}
     classes = {int(value): str(name) for value, name in sorted(labels.items(), key=lambda item: int(item[0]))}
     classes.pop(0, None)
-    colours = {value: COLOURS[index % len(COLOURS)] for index, value in enumerate(classes)}
+    colours = _colours(classes)
     columns = 1 if len(classes) <= 4 else 2 if reference is not None else 3
 
     centre = _centre(list(maps.values()), list(classes), image.shape)
@@ -67,6 +67,20 @@ def overlay_figure(
     patches = [Patch(facecolor=colour, edgecolor=colour) for colour in colours.values()]
     picture.legend(patches, lines, columns, squares=True)
     return picture.figure
+
+
+def _colours(values: Iterable[int]) -> dict[int, str]:
+    return {value: COLOURS[index % len(COLOURS)] for index, value in enumerate(values)}
+
+
+def label_colours(labels: Iterable[int]) -> dict[int, tuple[int, int, int]]:
+    """Return the colour in which pictures show each label: red, green and blue, 0 to 255.
+
+    Args:
+        labels: their values, without background.
+    """
+    channels = {value: bytes.fromhex(colour.lstrip("#")) for value, colour in _colours(sorted(labels)).items()}
+    return {value: (red, green, blue) for value, (red, green, blue) in channels.items()}
 
 
 def _outline(panel: Panel, values: np.ndarray, colours: Mapping[int, str]) -> None:

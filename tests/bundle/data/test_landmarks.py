@@ -113,10 +113,10 @@ def test_everything_wrong_with_a_data_set_is_said_at_once(copied):
     first, *lines = str(caught.value).splitlines()
     assert first == "4 problems in 3 of 3 cases:"
     table = f"{copied / 'landmarks.csv'}"
-    assert lines[0].startswith(f"{table}: phantom_000: point 'HDV_ende': must be one of")
+    assert lines[0].startswith(f"{table}: phantom_000: point 'HDV_ende' must be one of")
     assert lines[0].endswith("did you mean 'HDV_end'?")
     assert lines[1].startswith(f"{image}: ") and "voxels are NaN or infinite" in lines[1]
-    assert "phantom_001: points ADV_start missing" in lines[2] and "--allow_missing true" in lines[2]
+    assert "phantom_001: points ADV_start are missing" in lines[2] and "--allow_missing true" in lines[2]
     assert lines[3].startswith(f"{table}: point 'TCD_end' of phantom_002 at RAS")
     assert lines[3].endswith("correct it") and "phantom_002.nii.gz" in lines[3]
 

@@ -1,12 +1,15 @@
 """What is said of every epoch: its number of how many, the time that is left, learning rate and Dice by structure."""
 
 import re
+from types import SimpleNamespace
 
+import pytest
 import torch
+from helpers import table
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
 from monai.handlers import MeanDice, ValidationHandler, from_engine
 
-from mambamim_nets.bundle.handlers.epoch_log import EpochLog, ValidationLog
+from mambamim_nets.bundle.handlers.epoch_log import EpochLog, TrainingCurves, ValidationLog, curves_of, read_progress
 from mambamim_nets.bundle.labels import Targets
 
 
@@ -81,3 +84,74 @@ def test_a_run_that_goes_on_counts_its_own_epochs(caplog):
     caplog.set_level("INFO")
     trained(epochs=5, first=3)
     assert [line.partition(":")[0] for line in lines(caplog, "epoch ")] == ["epoch 4/5", "epoch 5/5"]
+
+
+def engine(epoch: int, epochs: int = 4, by_structure: dict | None = None, **metrics: float) -> SimpleNamespace:
+    state = SimpleNamespace(epoch=epoch, max_epochs=epochs, metrics=metrics)
+    if by_structure:
+        state.by_structure = by_structure
+    return SimpleNamespace(state=state)
+
+
+def grown(folder, epochs: range, start: int = 0) -> TrainingCurves:
+    """Add epochs whose loss is 1 / epoch, every second with a validation."""
+    curves = TrainingCurves(folder)
+    curves.start(start)
+    for epoch in epochs:
+        validated = epoch - epoch % 2
+        found = {"anterior": 0.1 * validated, "posterior": float("nan")}
+        evaluator = engine(validated, val_mean_dice=0.1 * validated, by_structure=found)
+        curves.add(engine(epoch, train_loss=1 / epoch), evaluator, rate=0.5)
+    return curves
+
+
+def test_every_epoch_is_a_row_and_a_long_one_has_its_picture(tmp_path, monkeypatch):
+    monkeypatch.setattr("mambamim_nets.bundle.handlers.epoch_log.SOONEST", 0.0)
+    grown(tmp_path, range(1, 2))
+    assert (tmp_path / "progress.png").read_bytes()[:4] == b"\x89PNG"
+    grown(tmp_path, range(2, 5), start=1)
+    rows = table(tmp_path / "progress.csv")
+    assert [row["epoch"] for row in rows] == ["1", "2", "3", "4"]
+    assert [row["train_loss"] for row in rows] == ["1", "0.5", "0.333333", "0.25"]
+    assert [row["val_mean_dice"] for row in rows] == ["", "0.2", "", "0.4"]
+    assert [row["anterior"] for row in rows] == ["", "0.2", "", "0.4"] and rows[1]["posterior"] == "nan"
+    assert all(row["learning rate"] == "0.5" and float(row["seconds"]) >= 0 for row in rows)
+
+
+def test_epochs_that_are_repeated_replace_their_rows(tmp_path):
+    grown(tmp_path, range(1, 4))
+    grown(tmp_path, range(2, 3), start=1)
+    assert [row["epoch"] for row in read_progress(tmp_path / "progress.csv")] == [1.0, 2.0]
+    grown(tmp_path, range(1, 2))
+    assert [row["epoch"] for row in read_progress(tmp_path / "progress.csv")] == [1.0], "a run from its start"
+
+
+def test_short_epochs_are_not_drawn_each_but_the_last_is(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("mambamim_nets.bundle.handlers.epoch_log.save_figure", lambda *a, **k: drawn.append(a))
+    curves = TrainingCurves(tmp_path)
+    curves.start(0)
+    curves.add(engine(1, train_loss=1.0), None, 0.5)
+    curves.started, curves.drawing = -3600.0, 3600.0
+    curves.add(engine(2, train_loss=1.0), None, 0.5)
+    assert not drawn
+    curves.add(engine(4, train_loss=1.0), None, 0.5)
+    assert len(drawn) == 1
+
+
+@pytest.mark.parametrize(
+    "text", [None, "", "epoch,train_loss\n1,many\n", "a,b\n1,2\n"], ids=["none", "empty", "text", "other"]
+)
+def test_a_table_that_is_not_there_or_not_sound_has_no_rows(tmp_path, text):
+    if text is not None:
+        (tmp_path / "progress.csv").write_text(text)
+    assert read_progress(tmp_path / "progress.csv") == []
+
+
+def test_curves_are_those_of_training_and_validation(tmp_path):
+    curves = curves_of(grown(tmp_path, range(1, 5)).rows)
+    assert list(curves) == ["training", "validation", "learning rate", "seconds of an epoch"]
+    assert list(curves["validation"]) == ["val_mean_dice", "anterior", "posterior"]
+    assert curves["validation"]["anterior"] == [(2.0, 0.2), (4.0, 0.4)]
+    many = [{"epoch": 1.0, "val_mean_dice": 0.5, **{f"class {number}": 0.5 for number in range(40)}}]
+    assert list(curves_of(many)["validation"]) == ["val_mean_dice"]

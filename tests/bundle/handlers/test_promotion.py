@@ -79,3 +79,10 @@ def test_a_candidate_that_does_not_exist_changes_nothing(network, tmp_path):
     with pytest.raises(FileNotFoundError):
         run(network, str(tmp_path / "nowhere.pt"), shipped)
     assert mark_of(shipped) == 0.5
+
+
+def test_an_ensemble_is_no_candidate(network, tmp_path):
+    files = [save(tmp_path / f"fold{number}" / "a.pt", network, 0.5) for number in range(2)]
+    with pytest.raises(ValueError, match=r"promote\.json compares one file of weights; give one"):
+        run(network, files, str(tmp_path / "model.pt"))
+    assert not (tmp_path / "model.pt").exists()

@@ -31,7 +31,7 @@ def cases(tmp_path):
 
 
 def test_ranges_are_those_of_the_files(cases):
-    seen = TrainingRanges(cases, TARGETS, MR, NOTHING).record()["seen"]
+    seen = TrainingRanges(cases, MR, NOTHING, TARGETS).record()["seen"]
     # a: 6 x 10 x 6 voxels of 1 x 1.5 x 2; b: 6 of 2 mm from right to left, 6 of 1 to the front, 10 of 3 up
     assert seen["field_of_view_mm"] == [[6.0, 6.0, 12.0], [12.0, 15.0, 30.0]]
     assert seen["spacing_mm"] == [1.0, 3.0]
@@ -39,13 +39,13 @@ def test_ranges_are_those_of_the_files(cases):
 
 
 def test_of_ct_the_whole_image_is_the_field_of_view(cases):
-    seen = TrainingRanges(cases, TARGETS, CT, NOTHING).record()["seen"]
+    seen = TrainingRanges(cases, CT, NOTHING, TARGETS).record()["seen"]
     assert seen["field_of_view_mm"] == [[10.0, 14.0, 28.0], [20.0, 18.0, 36.0]]
 
 
 def test_what_augmentation_adds_and_cuts_off_is_seen_too(cases):
     varied = Compose([RandFieldOfViewd(["image", "label"], [10, 20, 5], cut=0.25)])
-    low, high = TrainingRanges(cases[:1], TARGETS, MR, varied).record()["seen"]["field_of_view_mm"]
+    low, high = TrainingRanges(cases[:1], MR, varied, TARGETS).record()["seen"]["field_of_view_mm"]
     assert low == [3.0, 7.5, 6.0] and high == [46.0, 95.0, 32.0]
 
 
@@ -54,4 +54,10 @@ def test_mirrored_axes_are_those_of_flips():
     never = RandFlipd(["image"], prob=0.0, spatial_axis=1)
     assert mirrored_axes(Compose([RandAffined(["image"]), Compose(flips), never])) == [0, 2]
     assert mirrored_axes(NOTHING) == []
-    assert TrainingRanges(None, TARGETS, CT, Compose(flips)).record() == {"mirrored": [0, 2]}
+    assert TrainingRanges(None, CT, Compose(flips), TARGETS).record() == {"mirrored": [0, 2]}
+
+
+def test_where_no_label_maps_are_learnt_there_are_no_volumes(cases):
+    images = [{"image": item["image"]} for item in cases]
+    seen = TrainingRanges(images, MR, NOTHING).record()["seen"]
+    assert seen == {"field_of_view_mm": [[6.0, 6.0, 12.0], [12.0, 15.0, 30.0]], "spacing_mm": [1.0, 3.0]}

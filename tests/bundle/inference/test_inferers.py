@@ -16,7 +16,7 @@ from torch import nn
 
 from mambamim_nets import HyMamba
 from mambamim_nets.bundle.inference import inferers
-from mambamim_nets.bundle.inference.inferers import AutocastInferer, bfloat16_is_fast
+from mambamim_nets.bundle.inference.inferers import AutocastInferer, EnsembleInferer, bfloat16_is_fast, tensorrt
 from mambamim_nets.bundle.labels import Targets
 
 SOFTMAX = Targets({"liver": 1, "spleen": 2})
@@ -265,3 +265,59 @@ def test_crops_whose_bfloat16_gradients_are_wrong_are_trained_in_float32(depth, 
         inferer(torch.rand(1, 1, depth, 16, 16), network)
     assert seen == [dtype, dtype, torch.bfloat16]
     assert caplog.text.count("trained in float32") == int(dtype == torch.float32)
+
+
+# --- ensembles ------------------------------------------------------------------------------------
+
+
+def member(path: Path, seed: int, channels: int) -> nn.Conv3d:
+    """Write the weights of a convolution with random weights, and return it."""
+    torch.manual_seed(seed)
+    network = nn.Conv3d(2, channels, 3, padding=1)
+    network.weight.data.mul_(5)
+    torch.save(network.state_dict(), path)
+    return network
+
+
+@pytest.mark.parametrize("targets", [SOFTMAX, REGIONS], ids=["classes", "regions"])
+@pytest.mark.parametrize("axes", [[], [0]], ids=["plain", "mirrored"])
+def test_an_ensemble_has_the_mean_of_its_members_probabilities(tmp_path, targets, axes):
+    files = [str(tmp_path / f"fold{number}.pt") for number in range(3)]
+    members = [member(Path(file), seed, targets.out_channels) for seed, file in enumerate(files)]
+    inner = AutocastInferer(SlidingWindowInferer((4, 4, 4), 3, 0.5, "gaussian"), mirror_axes=axes)
+    image, network = torch.randn(2, 2, 5, 6, 7), nn.Conv3d(2, targets.out_channels, 3, padding=1)
+    with torch.no_grad():
+        expected = sum(torch.stack([targets.probabilities(one) for one in inner(image, net)]) for net in members) / 3
+        ensemble = EnsembleInferer(inner, targets, files)
+        found = [ensemble(image, network) for _ in range(2)]  # the second time every member is in memory
+    for out in found:
+        probabilities = torch.stack([targets.probabilities(one) for one in out])
+        torch.testing.assert_close(probabilities, expected, rtol=1e-4, atol=2e-6)
+        assert torch.isfinite(out).all()
+    assert torch.equal(found[0], found[1])
+
+
+def test_what_members_are_certain_of_stays_certain(tmp_path):
+    files = [str(tmp_path / f"fold{number}.pt") for number in range(2)]
+    for seed, file in enumerate(files):
+        member(Path(file), seed, SOFTMAX.out_channels)
+    inner = AutocastInferer(SimpleInferer(), air=SOFTMAX.background)
+    with torch.no_grad():
+        out = EnsembleInferer(inner, SOFTMAX, files)(torch.zeros(1, 2, 4, 4, 4), nn.Conv3d(2, 3, 3, padding=1))
+    expected = torch.tensor([1.0, 0.0, 0.0]).view(3, 1, 1, 1).expand(3, 4, 4, 4)
+    torch.testing.assert_close(SOFTMAX.probabilities(out[0]), expected, rtol=0, atol=1e-30)
+
+
+@pytest.mark.parametrize("as_list", [False, True], ids=["file", "list of one"])
+def test_one_file_gives_what_its_network_gives(tmp_path, convolution, as_list):
+    inner = AutocastInferer(SimpleInferer())
+    file = str(tmp_path / "is not read.pt")
+    image = torch.randn(1, 2, 5, 6, 7)
+    with torch.no_grad():
+        found = EnsembleInferer(inner, SOFTMAX, [file] if as_list else file)(image, convolution)
+        assert torch.equal(found, inner(image, convolution))
+
+
+def test_an_engine_takes_one_file(convolution):
+    with pytest.raises(ValueError, match=r"inference_trt\.json takes one file of weights, not 2"):
+        tensorrt(convolution, ["a.pt", "b.pt"], [4, 4, 4], "cpu", {})

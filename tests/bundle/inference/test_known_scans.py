@@ -51,12 +51,12 @@ def weights(tmp_path):
         ("ct", CT, "CT", ""),
         ("ct_or_mr", CT, "", ""),
         ("ct_or_mr", MR, "MR", ""),
-        ("mr", CT, "", "near -1000, as air in CT does: must be MR"),
+        ("mr", CT, "", "near -1000, as air in CT does, and it must be MR"),
         ("zscore", CT, "", "must be MR"),
-        ("mr", MR, "CT", "DICOM Modality is CT: must be MR"),
+        ("mr", MR, "CT", "DICOM Modality is CT, and must be MR"),
         ("ct", MR, "", "fat and air lie below 0 in CT"),
-        ("ct", CT, "MR", "DICOM Modality is MR: must be CT"),
-        ("ct_or_mr", MR, "PT", "DICOM Modality is PT: must be CT or MR"),
+        ("ct", CT, "MR", "DICOM Modality is MR, and must be CT"),
+        ("ct_or_mr", MR, "PT", "DICOM Modality is PT, and must be CT or MR"),
     ],
 )
 def test_the_modality_of_a_scan_is_that_of_training(intensity, values, modality, word):

@@ -113,3 +113,24 @@ def test_a_dicom_seg_of_a_real_series(real_data, tmp_path):
     path = write_dicom_seg(label, image.affine, item["series"], labels, tmp_path / "seg.dcm", "organs")
     np.testing.assert_array_equal(rebuilt(path, label.shape, image.affine), label)
     assert pydicom.dcmread(path).ReferencedSeriesSequence[0].SeriesInstanceUID == item["series"].uid
+
+
+def test_a_run_writes_an_rtstruct_when_asked(bundle_run, tmp_path):
+    def small(index, dataset):
+        dataset.FrameOfReferenceUID += ".2" if index == 2 else ""
+
+    write_series(tmp_path / "all" / "good")
+    write_series(tmp_path / "all" / "bad", change=small)
+    options = {"output_dir": str(tmp_path / "out"), "previews": False, "record": None, "rtstruct": True}
+    end = bundle_run("btcv_seg", "inference", input=str(tmp_path / "all"), **options)
+    why = "slices have 2 frames of reference"
+    assert end.status == 1 and "no DICOM-SEG" in end.last and "; no RTSTRUCT, the series' headers do not" in end.last
+    assert why in end.last and "bad: " in end.last and "good: " not in end.last
+    made = {path.name for path in (tmp_path / "out").glob("*.dcm")}
+    assert made == {"good_seg.dcm", "good_rtstruct.dcm"}
+    assert pydicom.dcmread(tmp_path / "out" / "good_rtstruct.dcm").SeriesDescription.startswith("demonstration weights")
+    image = np.random.default_rng(0).normal(0, 100, (8, 8, 8)).astype(np.float32)
+    nib.save(nib.Nifti1Image(image, np.diag([8, 8, 8, 1])), tmp_path / "file.nii.gz")
+    options |= {"output_dir": str(tmp_path / "other"), "force": True}
+    end = bundle_run("btcv_seg", "inference", input=str(tmp_path / "file.nii.gz"), **options)
+    assert "no RTSTRUCT of file: it refers to slices, and these are no DICOM series" in end.log

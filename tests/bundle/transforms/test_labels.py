@@ -8,7 +8,7 @@ from monai.data import MetaTensor
 from monai.transforms import Compose, EnsureTyped, Orientationd, Spacingd
 
 from mambamim_nets.bundle.labels import Targets
-from mambamim_nets.bundle.transforms.labels import GIB, RestoreLabelsd, StructureMasksd, keep_largest
+from mambamim_nets.bundle.transforms.labels import GIB, KeepPartsd, RestoreLabelsd, StructureMasksd
 
 
 @pytest.mark.parametrize("name", ["classes", "BraTS"])
@@ -129,12 +129,56 @@ def test_the_size_on_the_inputs_grid_chooses_how(scan, name, decided_first):
     assert used == ([("nearest", 1)] if decided_first else [("smooth", targets.out_channels)])
 
 
-def test_the_largest_part_of_each_label_stays():
-    found = np.zeros((6, 7, 8), np.uint8)
-    found[:2, :2, :2], found[4:, 4:, 4:], found[3, 0, 0], found[0, 6, :3] = 1, 1, 2, 2
-    expected = found.copy()
-    expected[:2, :2, :2], expected[3, 0, 0] = 0, 0
-    keep_largest(found)
-    assert np.array_equal(found, expected)
-    with pytest.raises(ValueError, match="keep_largest must be false for regions"):
-        RestoreLabelsd("pred", Targets({"a": 1, "b": 2}, {"all": [1, 2], "core": [1]}), Compose([]), keep_largest=True)
+ORGANS = Targets({"liver": 1, "spleen": 2})
+
+
+@pytest.fixture
+def parts() -> MetaTensor:
+    """A label map of voxels of 1 x 2 x 5 mm, 0.01 ml: livers of 24 and 8 voxels, spleens of 3 and 1."""
+    found = np.zeros((1, 6, 7, 8), np.uint8)
+    found[0, :2, :2, :2], found[0, 4:, 4:, 4:], found[0, 3, 0, 0], found[0, 0, 6, :3] = 1, 1, 2, 2
+    return MetaTensor(torch.from_numpy(found), affine=np.diag([-1.0, -2.0, 5.0, 1.0]))
+
+
+@pytest.mark.parametrize(
+    ("options", "left"),
+    [
+        ({}, {1: 32, 2: 4}),
+        ({"keep_largest": True}, {1: 24, 2: 3}),
+        ({"keep_largest": ["spleen"]}, {1: 32, 2: 3}),
+        ({"keep_largest": "together"}, {1: 24, 2: 0}),
+        ({"min_volume_ml": {"liver": 0.08}}, {1: 32, 2: 4}),
+        ({"min_volume_ml": {"liver": 0.09}}, {1: 24, 2: 4}),
+        ({"min_volume_ml": {"liver": 0.09, "spleen": 0.02}}, {1: 24, 2: 3}),
+        ({"keep_largest": ["liver"], "min_volume_ml": {"liver": 0.25}}, {1: 0, 2: 4}),
+    ],
+    ids=str,
+)
+def test_parts_of_labels_are_kept_by_rank_and_by_volume(parts, options, left):
+    before = parts.clone()
+    found = KeepPartsd("pred", ORGANS, **options)({"pred": parts})["pred"]
+    assert torch.equal(parts, before), "the label map that was given stays as it was"
+    assert {value: int((found == value).sum()) for value in left} == left
+    assert bool(((found == parts) | (found == 0)).all())
+    assert found.dtype == parts.dtype and torch.equal(found.affine, parts.affine)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"keep_largest": ["kidney"]}, "keep_largest 'kidney' is no label of this task: it has liver, spleen"),
+        ({"min_volume_ml": {"kidney": 1.0}}, "min_volume_ml 'kidney' is no label"),
+        ({"min_volume_ml": {"liver": 0}}, "min_volume_ml of 'liver' is 0: must be above 0"),
+    ],
+    ids=["name", "name of a volume", "volume"],
+)
+def test_parts_of_what_is_no_label_are_refused(options, words):
+    with pytest.raises(ValueError, match=words):
+        KeepPartsd("pred", ORGANS, **options)
+
+
+@pytest.mark.parametrize("options", [{"keep_largest": True}, {"min_volume_ml": {"a": 1.0}}], ids=str)
+def test_parts_of_regions_are_refused(options):
+    regions = Targets({"a": 1, "b": 2}, {"all": [1, 2], "core": [1]})
+    with pytest.raises(ValueError, match=f"{next(iter(options))} must be .* for regions"):
+        KeepPartsd("pred", regions, **options)
