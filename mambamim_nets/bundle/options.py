@@ -69,7 +69,10 @@ OPTIONS: dict[str, Option] = {
     "body": Option("a comment", "a text", str),
     "device": Option("what the run computes on", "a device of this machine, e.g. cpu", to_device),
     "dataset_dir": Option(
-        "the data set", "the folder of a data set as downloaded, or 'phantom' for synthetic data", to_data_folder
+        "the data set",
+        "the folder of a data set as downloaded, or 'phantom' for synthetic data",
+        to_data_folder,
+        null=True,  # with a store; elsewhere dataset_folder refuses it
     ),
     "data_root": Option("the data set", "an existing folder", to_folder, late=True),
     "sources": Option(

@@ -14,7 +14,7 @@ from mambamim_nets.bundle.files import only_run
 from mambamim_nets.cross_validate.outcome import check_outcome
 from mambamim_nets.cross_validate.report import conclude
 from mambamim_nets.cross_validate.runs import CrossValidation, cross_validation
-from mambamim_nets.reproduce.runner import Launch, Launcher, cores, execute, terminable, typed
+from mambamim_nets.reproduce.runner import Launch, Launcher, cores, execute, listed, terminable, typed
 
 __all__ = ["main", "validate"]
 
@@ -88,10 +88,7 @@ def validate(
         run.check()
     check_outcome(work, overwrite)
     if dry_run:
-        for run in work.runs:
-            print(f"# {run.name}{', finished' if run.finished() else ''}")
-            for step in run.steps:
-                print(typed(["monai.bundle", "run", *step]))
+        print(listed(work.runs))
         return 0
     only_run(work.folder, "cross-validation")
     with terminable():

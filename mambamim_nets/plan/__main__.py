@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 import re
@@ -190,6 +191,7 @@ def plan(
         dry_run: show the plan and write nothing.
         compare: show what planning again would change, and write nothing.
     """
+    command = _command(locals())
     folder, target = _folders(dataset_dir, output)
     device = device or ("cuda:0" if torch.cuda.is_available() else "cpu")
     budget = budget_of(size, memory_gib, hours, device)
@@ -241,8 +243,6 @@ def plan(
     )
     rows = presets(crops.steps, median_shape(data.fingerprint, spacing.value), budget.size)
     title = description.name or task
-    own = [word for word in sys.argv[1:] if word.lstrip("-").split("=")[0] not in ("compare", "dry_run")]
-    command = shlex.join(["python", "-m", "mambamim_nets.plan", *own])
     files["docs/README.md"] = bundle_page(title, target.name, data.fingerprint, decisions, notes, rows, command)
     _show(data, decisions, notes)
     if compare:
@@ -253,6 +253,15 @@ def plan(
 
 
 # --- helpers --------------------------------------------------------------------------------------
+
+
+def _command(given: Mapping[str, Any]) -> str:
+    """Return the command that plans with these arguments of `plan`, a line for each that differs from its default."""
+    lines = ["python -m mambamim_nets.plan"]
+    for name, parameter in inspect.signature(plan).parameters.items():
+        if given[name] != parameter.default and name not in ("compare", "dry_run"):  # which write nothing
+            lines.append(shlex.join([f"--{name}", str(given[name])]))
+    return " \\\n    ".join(lines)
 
 
 def _folders(dataset_dir: str, output: str) -> tuple[Path, Path]:

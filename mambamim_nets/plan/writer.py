@@ -26,15 +26,8 @@ __all__ = ["FILL_IN", "bundle_files", "difference", "refuse_edits", "template", 
 PLAN = "configs/plan.json"
 BODY = re.compile(r'^ *"body" *:', re.MULTILINE)
 FILL_IN = "FILL IN"  # what packaging refuses in docs/data_license.txt
-SHARED = (
-    "evaluate.json",
-    "promote.json",
-    "inference_trt.json",
-    "multi_gpu_train.json",
-    "multi_gpu_evaluate.json",
-    "disk_cache.json",
-    "logging.conf",
-)
+# of each bundle; all others are copied
+OWN = ("train.json", "inference.json", "metadata.json", "folds.json", "starter.json")
 OF_BODY = ("size", "cache_rate", "pretrained", "adapt_input")  # keys that the body has, with a value of the plan
 OF_TRAINING = ("crops_per_scan", "batch_size", "augmentation", "loss", "learning_rate", "max_epochs", "val_interval")
 WIDTH = 100  # characters of a line of the task block
@@ -118,9 +111,9 @@ def bundle_files(
         "docs/data_license.txt": _licence(facts),
         "LICENSE": (template() / "LICENSE").read_text(encoding="utf-8"),
     }
-    networks = sorted((source / "networks").glob("*.json"))
-    for name in (*SHARED, *(f"networks/{path.name}" for path in networks)):
-        files[f"configs/{name}"] = (source / name).read_text(encoding="utf-8")
+    for path in sorted(source.rglob("*.*")):
+        if path.name not in OWN:
+            files[f"configs/{path.relative_to(source).as_posix()}"] = path.read_text(encoding="utf-8")
     return files
 
 

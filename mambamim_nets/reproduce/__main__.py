@@ -10,7 +10,7 @@ from typing import Any
 
 from mambamim_nets.reproduce.plan import Budget, Plan, make_plan, tables
 from mambamim_nets.reproduce.report import write
-from mambamim_nets.reproduce.runner import Launch, Launcher, cores, execute, terminable, typed
+from mambamim_nets.reproduce.runner import Launch, Launcher, cores, execute, listed, terminable, typed
 
 FAILED, WRONG, INTERRUPTED = 1, 2, 130  # exit statuses
 
@@ -160,7 +160,7 @@ def main(arguments: Sequence[str] | None = None, launch: Launch | None = None) -
         plan = make_plan(options.table, budget, options.only)
         plan.check()
         if options.dry_run:
-            _print_commands(plan)
+            print(listed(plan.runs))
             return 0
         with _alone(budget.output), terminable():
             return _run(plan, typed(["mambamim_nets.reproduce", *arguments]), options.jobs, launch)
@@ -170,13 +170,6 @@ def main(arguments: Sequence[str] | None = None, launch: Launch | None = None) -
     except KeyboardInterrupt:
         print("\ninterrupted; the same command again continues from here", file=sys.stderr)
         return INTERRUPTED
-
-
-def _print_commands(plan: Plan) -> None:
-    for run in plan.runs:
-        print(f"# {run.name}{', finished' if run.finished() else ''}")
-        for step in run.steps:
-            print(typed(["monai.bundle", "run", *step]))
 
 
 def _run(plan: Plan, command: str, jobs: int, launch: Launch | None) -> int:

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -23,7 +23,7 @@ from typing import Protocol
 
 from mambamim_nets.reproduce.plan import RECORD, Run, replacing
 
-__all__ = ["Launch", "Launcher", "cores", "duration", "execute", "terminable", "typed"]
+__all__ = ["Launch", "Launcher", "cores", "duration", "execute", "listed", "terminable", "typed"]
 
 PACKAGES = ("mambamim-nets", "torch", "monai", "pytorch-ignite", "numpy")
 LAST_LINES = 12  # of the log of a failed run
@@ -121,6 +121,15 @@ def typed(words: Sequence[str]) -> str:
     """Return a command as it can be typed into a shell."""
     plain = [f'"{word}"' if "'" in word and not set(word) & set('"$`\\!') else shlex.quote(word) for word in words]
     return " ".join(["python", "-m", *plain])
+
+
+def listed(runs: Iterable[Run]) -> str:
+    """Return the commands of runs as a person would type them, below the name of each."""
+    lines: list[str] = []
+    for run in runs:
+        lines.append(f"# {run.name}{', finished' if run.finished() else ''}")
+        lines += [typed(["monai.bundle", "run", *step]) for step in run.steps]
+    return "\n".join(lines)
 
 
 def execute(

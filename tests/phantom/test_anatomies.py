@@ -5,22 +5,15 @@ import json
 import nibabel as nib
 import numpy as np
 import pytest
+from painted_maps import BTCV, SPACING, blocks, write_organs
 
-from mambamim_nets import phantom
 from mambamim_nets.phantom.anatomies import NAMES, SHELLS, TISSUES, Anatomy, read_anatomy, tissue_of
 from mambamim_nets.phantom.anatomies import with_surroundings as surrounded
-
-SPACING = 6.0
-BTCV = NAMES["btcv"]
 
 
 @pytest.fixture(scope="module")
 def organs(tmp_path_factory):
-    """A label map of the 13 BTCV organs, without anything around them."""
-    subject = phantom.make("abdomen", 0, spacing=SPACING)
-    path = tmp_path_factory.mktemp("organs") / "label.nii.gz"
-    nib.save(nib.Nifti1Image(subject.label, subject.affine), path)
-    return path
+    return write_organs(tmp_path_factory.mktemp("organs"))
 
 
 @pytest.fixture(scope="module")
@@ -34,13 +27,6 @@ def number(anatomy, name):
 
 def where(anatomy, name):
     return anatomy.ids == number(anatomy, name)
-
-
-def blocks(shape=(44, 44, 6)):
-    """Two organs apart, of 4 mm voxels."""
-    ids = np.zeros(shape, np.uint8)
-    ids[2:6, 10:30], ids[34:40, 10:30] = 1, 2
-    return Anatomy(ids, {0: "air", 1: "spleen", 2: "liver"}, 4.0)
 
 
 def test_organs_keep_their_voxels_and_get_a_body(organs, anatomy):

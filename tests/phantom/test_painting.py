@@ -1,39 +1,25 @@
 """Crops painted on label maps: shapes of the map, HU of no patient, labels of the task, sides that stay."""
 
-import nibabel as nib
 import numpy as np
 import pytest
+from painted_maps import BTCV, SPACING, blocks, write_organs
 
-from mambamim_nets import phantom
-from mambamim_nets.phantom.anatomies import NAMES, Anatomy, read_anatomy
+from mambamim_nets.phantom.anatomies import Anatomy, read_anatomy
 from mambamim_nets.phantom.anatomies import with_surroundings as surrounded
 from mambamim_nets.phantom.organs import Organ
 from mambamim_nets.phantom.painting import IGNORED, paint, target_values
 
-SPACING = 6.0
-BTCV = NAMES["btcv"]
 KIDNEYS = {1: "right kidney", 2: "left kidney"}
 
 
 @pytest.fixture(scope="module")
 def organs(tmp_path_factory):
-    """A label map of the 13 BTCV organs, without anything around them."""
-    subject = phantom.make("abdomen", 0, spacing=SPACING)
-    path = tmp_path_factory.mktemp("organs") / "label.nii.gz"
-    nib.save(nib.Nifti1Image(subject.label, subject.affine), path)
-    return path
+    return write_organs(tmp_path_factory.mktemp("organs"))
 
 
 @pytest.fixture(scope="module")
 def anatomy(organs):
     return read_anatomy(organs, BTCV, SPACING)
-
-
-def blocks(shape=(44, 44, 6)):
-    """Two organs apart, of 4 mm voxels."""
-    ids = np.zeros(shape, np.uint8)
-    ids[2:6, 10:30], ids[34:40, 10:30] = 1, 2
-    return Anatomy(ids, {0: "air", 1: "spleen", 2: "liver"}, 4.0)
 
 
 SHAPE = (24, 20, 22)

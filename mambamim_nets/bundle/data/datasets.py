@@ -247,7 +247,7 @@ def validation_sampler(dataset: Dataset) -> DistributedSampler:
     return DistributedSampler(dataset, even_divisible=False, shuffle=False)
 
 
-def dataset_folder(dataset_dir: str, bundle_root: str, phantom: Mapping[str, Any] | None) -> str:
+def dataset_folder(dataset_dir: str | None, bundle_root: str, phantom: Mapping[str, Any] | None) -> str:
     """Return the folder of the data set; for the literal "phantom", generate the embedded one once and reuse it.
 
     Args:
@@ -257,8 +257,10 @@ def dataset_folder(dataset_dir: str, bundle_root: str, phantom: Mapping[str, Any
 
     Raises:
         FileNotFoundError: if the folder does not exist.
-        ValueError: if a phantom is wanted of a bundle that has none.
+        ValueError: if it is None, or a phantom is wanted of a bundle that has none.
     """
+    if dataset_dir is None:
+        raise ValueError("dataset_dir must be a folder, or 'phantom', and is null; give the folder of the data set")
     if dataset_dir == "phantom":
         if phantom is None:
             raise ValueError(
@@ -276,7 +278,7 @@ def dataset_folder(dataset_dir: str, bundle_root: str, phantom: Mapping[str, Any
     return str(folder.resolve())
 
 
-def scan_source(input: str | None, dataset_dir: str, bundle_root: str, phantom: Mapping[str, Any] | None) -> str:
+def scan_source(input: str | None, dataset_dir: str | None, bundle_root: str, phantom: Mapping[str, Any] | None) -> str:
     """Return where the scans of an inference are: ``input``, or else the test images of the data set.
 
     Args:

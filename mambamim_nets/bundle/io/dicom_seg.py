@@ -25,7 +25,14 @@ from mambamim_nets.bundle.io.dicom_files import INSTALL, made_uid
 from mambamim_nets.bundle.io.dicom_series import Series
 from mambamim_nets.bundle.io.headers import corners_apart
 
-__all__ = ["SegmentCode", "on_series_grid", "segment_codes", "source_headers", "write_dicom_seg"]
+__all__ = [
+    "SegmentCode",
+    "on_series_grid",
+    "require_known",
+    "segment_codes",
+    "source_headers",
+    "write_dicom_seg",
+]
 
 logger = logging.getLogger("mambamim_nets")
 
@@ -110,6 +117,17 @@ def _segment_code(entry: Any, name: str, path: Path) -> SegmentCode:
     return SegmentCode(code(entry["category"]), code(entry["type"]), modifiers, regions)
 
 
+def require_known(label: np.ndarray, labels: Mapping[int, str]) -> None:
+    """Refuse a label map with values that are no label of the task.
+
+    Raises:
+        ValueError: that names them.
+    """
+    unknown = sorted(set(np.unique(label).tolist()) - {0, *map(int, labels)})
+    if unknown:
+        raise ValueError(f"label values {unknown[:5]} must be 0 or among {sorted(map(int, labels))}")
+
+
 def write_dicom_seg(
     label: np.ndarray,
     affine: np.ndarray,
@@ -154,9 +172,7 @@ def write_dicom_seg(
     # it reports each attribute that it copies
     logging.getLogger("highdicom").setLevel(logging.DEBUG if logger.isEnabledFor(logging.DEBUG) else logging.WARNING)
     numbers = {int(value): number for number, value in enumerate(labels, start=1)}
-    unknown = sorted(set(np.unique(label).tolist()) - {0, *numbers})
-    if unknown:
-        raise ValueError(f"label values {unknown[:5]} must be 0 or among {sorted(numbers)}")
+    require_known(label, labels)
     lookup = np.zeros(max(numbers) + 1, dtype=np.uint16)
     lookup[list(numbers)] = list(numbers.values())
     on_grid = on_series_grid(np.asarray(label), np.asarray(affine, dtype=float), series)

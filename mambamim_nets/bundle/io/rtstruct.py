@@ -21,7 +21,7 @@ import numpy as np
 
 from mambamim_nets.bundle.files import atomic_write
 from mambamim_nets.bundle.io.dicom_files import INSTALL
-from mambamim_nets.bundle.io.dicom_seg import PATIENT_AND_STUDY, RESEARCH, on_series_grid, source_headers
+from mambamim_nets.bundle.io.dicom_seg import PATIENT_AND_STUDY, RESEARCH, on_series_grid, require_known, source_headers
 from mambamim_nets.bundle.io.dicom_series import Series
 
 __all__ = ["slice_contours", "write_rtstruct"]
@@ -114,11 +114,9 @@ def write_rtstruct(
     except ImportError as error:
         raise ImportError(INSTALL) from error
 
-    unknown = sorted(set(np.unique(label).tolist()) - {0, *map(int, labels)})
-    if unknown:
-        raise ValueError(f"label values {unknown[:5]} must be 0 or among {sorted(map(int, labels))}")
+    require_known(label, labels)
     if len(frames := {header.frame_of_reference for header in series.slices}) > 1:
-        raise ValueError(f"slices have {len(frames)} frames of reference: must be one; restore their headers")
+        raise ValueError(f"slices have {len(frames)} frames of reference, and must have one; restore their headers")
     on_grid = on_series_grid(np.asarray(label), np.asarray(affine, dtype=float), series)
     source = source_headers(series)[0]
     content = _head(source, description)

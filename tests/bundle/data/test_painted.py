@@ -7,25 +7,17 @@ import numpy as np
 import pytest
 from monai.data.utils import set_rnd
 from monai.transforms import Compose, RandFlipd, RandGaussianNoised
+from painted_maps import BTCV, SPACING, write_organs
 
-from mambamim_nets import phantom
 from mambamim_nets.bundle.data import painted
 from mambamim_nets.bundle.data.painted import PaintedCrops
 from mambamim_nets.phantom import KINDS
-from mambamim_nets.phantom.anatomies import NAMES
 from mambamim_nets.phantom.painting import IGNORED
-
-SPACING = 6.0
-BTCV = NAMES["btcv"]
 
 
 @pytest.fixture(scope="module")
 def organs(tmp_path_factory):
-    """A label map of the 13 BTCV organs, without anything around them."""
-    subject = phantom.make("abdomen", 0, spacing=SPACING)
-    path = tmp_path_factory.mktemp("organs") / "label.nii.gz"
-    nib.save(nib.Nifti1Image(subject.label, subject.affine), path)
-    return path
+    return write_organs(tmp_path_factory.mktemp("organs"))
 
 
 @pytest.fixture

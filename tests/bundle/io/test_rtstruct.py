@@ -135,7 +135,7 @@ def test_another_grid_and_other_labels_are_refused(tmp_path):
         write(label, series.affine @ np.diag([1, 1, 2, 1]), series)
     with pytest.raises(ValueError, match=r"label values \[2\] must be 0 or among \[1\]"):
         write(label * 2, series.affine, series)
-    with pytest.raises(ValueError, match="slices have 2 frames of reference: must be one"):
+    with pytest.raises(ValueError, match="slices have 2 frames of reference, and must have one"):
         write(label, other.affine, other)
     assert not (tmp_path / "rt.dcm").exists()
 
