@@ -10,7 +10,7 @@ DATA ?=
 ARGS ?=
 BENCH_PAGE ?= $(if $(BENCH_ARGS),build,docs)/BENCHMARKS.md
 .DEFAULT_GOAL := help
-.PHONY: install demo reproduce test test-all reliability lint bench sync-bundles package help
+.PHONY: install demo reproduce test test-all reliability lint bench gpu-check sync-bundles package help
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -60,6 +60,9 @@ bench: $(STAMP)  ## measure the fast paths against their baselines and write doc
 	$(BIN)/python -m pytest tests/benchmarks --benchmark-only --benchmark-json $(BENCH_JSON) -m 'not long' $(BENCH_ARGS)
 	$(BIN)/python tests/benchmarks/page.py $(BENCH_JSON) --output $(BENCH_PAGE)
 
+gpu-check: $(STAMP)  ## check a CUDA machine in ten minutes: build/gpu_check/gpu_check.md
+	$(BIN)/python .ci/gpu_check.py $(ARGS)
+
 sync-bundles: $(STAMP)  ## copy what the bundles share from the source bundle to the others, write their model cards
 	$(BIN)/python .ci/sync_bundles.py
 	$(BIN)/python .ci/model_cards.py
@@ -76,25 +79,28 @@ DEMO := build/demo
 DEMO_DATA := $(DEMO)/data
 RUN := $(BIN)/python -m monai.bundle run --config_file
 SEG := bundles/msd_seg/configs
+PRE := bundles/pretrain/configs
 step = @printf '\n== %s\n' $(1)
 
 demo: $(STAMP)  ## pre-train, fine-tune, evaluate and segment on synthetic data, in a few minutes
 	@rm -rf $(DEMO)
-	$(call step,'1/6 Make synthetic MR-like data: 20 labelled scans and 2 new ones')
+	$(call step,'1/7 Make synthetic MR-like data: 20 labelled scans and 2 new ones')
 	$(BIN)/python -c 'from mambamim_nets import phantom; phantom.write("$(DEMO_DATA)", "hippocampus", cases=20)'
-	$(call step,'2/6 Pre-train the encoder on all scans without their labels')
-	$(RUN) bundles/pretrain/configs/train.json --dataset_dir $(DEMO_DATA) --intensity mr --spacing '[1.0,1.0,1.0]' \
+	$(call step,'2/7 Prepare a store of all scans that crops are read from')
+	$(BIN)/python -m mambamim_nets.prepare --sources $(DEMO_DATA) --store $(DEMO)/store --intensity mr --spacing '[1.0,1.0,1.0]'
+	$(call step,'3/7 Pre-train the encoder on crops from the store without labels')
+	$(RUN) "['$(PRE)/train.json','$(PRE)/store.json']" --store $(DEMO)/store --intensity mr --spacing '[1.0,1.0,1.0]' \
 		--roi_size '[32,48,32]' --augmentation '[]' --batch_size 4 --learning_rate 0.001 \
-		--max_epochs 15 --output_dir $(DEMO)/pretrain
-	$(call step,'3/6 Fine-tune a segmentation network that starts from this encoder (in too few epochs for random fields of view)')
+		--epoch_iterations 6 --max_epochs 15 --output_dir $(DEMO)/pretrain
+	$(call step,'4/7 Fine-tune a segmentation network that starts from this encoder (in too few epochs for random fields of view)')
 	$(RUN) $(SEG)/train.json --dataset_dir $(DEMO_DATA) --pretrained $(DEMO)/pretrain/encoder.pt --max_epochs 20 --field_of_view '[]' \
 		--output_dir $(DEMO)/finetune
-	$(call step,'4/6 Evaluate it on the held-out fold')
+	$(call step,'5/7 Evaluate it on the held-out fold')
 	$(RUN) "['$(SEG)/train.json','$(SEG)/evaluate.json']" --dataset_dir $(DEMO_DATA) --output_dir $(DEMO)/finetune
-	$(call step,'5/6 Segment the new scans')
+	$(call step,'6/7 Segment the new scans')
 	$(RUN) $(SEG)/inference.json --input $(DEMO_DATA)/imagesTs --checkpoint $(DEMO)/finetune/model_best.pt \
 		--output_dir $(DEMO)/predictions
-	$(call step,'6/6 Results: synthetic data; they say nothing about patients')
+	$(call step,'7/7 Results: synthetic data; they say nothing about patients')
 	@cat $(DEMO)/finetune/eval/summary.md
 	@printf '\nPictures (reconstruction of hidden blocks, segmentation overlays):\n'
 	@find $(DEMO) -name reconstruction.png -o -name '*_overlay.png' -o -name '*_preview.png' | sort

@@ -42,6 +42,7 @@ __all__ = ["Segmentation", "bundle_folder", "segment"]
 
 logger = logging.getLogger("mambamim_nets")
 
+PathOrName = str | os.PathLike[str]
 Scan = str | os.PathLike[str] | nib.spatialimages.SpatialImage | MetaTensor
 OF_A_SCAN = {"input", "output_dir"}  # options that change from call to call
 OWN = {*OF_A_SCAN, "source", "overwrite"}  # options that a call sets itself
@@ -127,7 +128,7 @@ def _writer(content: bytes) -> Callable[[Path], object]:
 # --- finding bundles ------------------------------------------------------------------------------
 
 
-def bundle_folder(bundle: str | os.PathLike[str]) -> Path:
+def bundle_folder(bundle: PathOrName) -> Path:
     """Return the folder of a bundle; nothing is downloaded.
 
     Args:
@@ -257,6 +258,7 @@ class _Segmenter:
 
 
 def _segmentation(name: str, folder: Path) -> Segmentation:
+    """Return what a run wrote into its folder for a scan of this name, all of it in memory."""
     written = nib.Nifti1Image.from_filename(folder / f"{name}_seg.nii.gz")
     labels = nib.Nifti1Image(np.asarray(written.dataobj), written.affine, written.header)
     report = read_json(folder / "report.json")
@@ -269,6 +271,7 @@ def _segmentation(name: str, folder: Path) -> Segmentation:
 
 
 def _states(files: Iterable[Path]) -> list[tuple[int, int] | None]:
+    """Return size and time of change of files; None for one that is not there."""
     found = [file.stat() if file.is_file() else None for file in files]
     return [None if at is None else (at.st_size, at.st_mtime_ns) for at in found]
 
@@ -294,6 +297,7 @@ def _source(scan: Scan, folder: Path) -> str:
 
 
 def _nifti_of(scan: MetaTensor) -> nib.Nifti1Image:
+    """Return an image in memory, (D, H, W) or (C, D, H, W), as NIfTI in float32 and RAS mm, channels last."""
     if scan.ndim not in (3, 4):
         raise ValueError(
             f"scan of shape {tuple(scan.shape)} must have the axes D, H and W, or C, D, H and W; give the images of a"
@@ -321,7 +325,7 @@ class _Segment:
     def __call__(
         self,
         scan: Scan,
-        bundle: str | os.PathLike[str] = "btcv_seg",
+        bundle: PathOrName = "btcv_seg",
         device: str | torch.device | None = None,
         **options: Any,
     ) -> Segmentation:
@@ -348,7 +352,7 @@ class _Segment:
     def many(
         self,
         scans: Iterable[Scan],
-        bundle: str | os.PathLike[str] = "btcv_seg",
+        bundle: PathOrName = "btcv_seg",
         device: str | torch.device | None = None,
         **options: Any,
     ) -> Iterator[Segmentation]:
@@ -372,7 +376,9 @@ class _Segment:
         self._segmenter(bundle, device, options)
         return self._each(scans, bundle, device, options)
 
-    def _each(self, scans: Iterable[Scan], bundle: Any, device: Any, options: dict[str, Any]) -> Iterator[Segmentation]:
+    def _each(
+        self, scans: Iterable[Scan], bundle: PathOrName, device: str | torch.device | None, options: dict[str, Any]
+    ) -> Iterator[Segmentation]:
         failures, number = [], 0
         for number, scan in enumerate(scans, start=1):
             try:
@@ -391,7 +397,9 @@ class _Segment:
         with self._lock:
             self._loaded.clear()
 
-    def _segmenter(self, bundle: Any, device: Any, options: Mapping[str, Any]) -> _Segmenter:
+    def _segmenter(
+        self, bundle: PathOrName, device: str | torch.device | None, options: Mapping[str, Any]
+    ) -> _Segmenter:
         """Return a loaded bundle: one that is kept, unless its files have changed since."""
         if taken := OWN & {name.partition("#")[0] for name in options}:
             raise ValueError(

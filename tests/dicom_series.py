@@ -75,6 +75,35 @@ def write_series(
     return uid
 
 
+# --- what `change` of write_series may do ---------------------------------------------------------
+
+
+def tilted(index, dataset):
+    """Shift each slice by 1 mm more within its plane."""
+    dataset.ImagePositionPatient[1] += index
+
+
+def turned(index, dataset):
+    """Turn the fourth slice."""
+    if index == 3:
+        dataset.ImageOrientationPatient = [1, 0, 0, 0, 0, -1]
+
+
+def repeated(index, dataset):
+    """Put the fourth slice where the third is."""
+    if index == 3:
+        dataset.ImagePositionPatient[2] += SPACING[2]
+
+
+def another_frame(index, dataset):
+    """Give the third slice a frame of reference of its own."""
+    if index == 2:
+        dataset.FrameOfReferenceUID += ".2"
+
+
+# --- results --------------------------------------------------------------------------------------
+
+
 def rebuilt(path, shape, affine) -> np.ndarray:
     """Put every pixel of every frame of a DICOM-SEG into a grid, by its place in the world."""
     seg = dcmread(path)

@@ -2,8 +2,9 @@
 
 import contextlib
 import csv
+import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,30 @@ def table(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def touch(path: Path) -> Path:
+    """Make an empty file, with the folders that it lies in."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    return path
+
+
+def write_json(path: Path, content: Any) -> Path:
+    """Write values as JSON, with the folders that the file lies in."""
+    touch(path).write_text(json.dumps(content))
+    return path
+
+
+def saved(path: Path, content: Any) -> Path:
+    """Save what `torch.save` takes; return the path."""
+    torch.save(content, path)
+    return path
+
+
+def option(arguments: Sequence[str], name: str) -> str | None:
+    """Return the value of an option of a command line; None where it is not given."""
+    return arguments[arguments.index(f"--{name}") + 1] if f"--{name}" in arguments else None
+
+
 def causes(error: BaseException | None) -> Iterator[str]:
     """Yield the text of an error and of what caused it, the last one first."""
     while error is not None:
@@ -50,10 +75,10 @@ def causes(error: BaseException | None) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def refused(*words: str) -> Iterator[None]:
-    """Expect an error that says each of the words, itself or in what caused it."""
+def refused(*words: str) -> Iterator[pytest.ExceptionInfo]:
+    """Expect an error that says each of the words, itself or in what caused it; gives what was caught."""
     with pytest.raises(Exception) as caught:  # noqa: PT011, MONAI wraps the errors of configurations in its own
-        yield
+        yield caught
     text = " | ".join(causes(caught.value))
     assert words and all(part in text for part in words), text
 

@@ -17,6 +17,9 @@ AREAS = (
     "Several processes",
     "Inference",
     "Pre-training",
+    "Stores",
+    "Plans",
+    "Cross-validation",
 )
 HEAD = """# What is refused, and what is warned of
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import saved
 
 from mambamim_nets import HyMamba, HyMambaSeg, MambaMIM
 from mambamim_nets.bundle.weights import trained_network
@@ -34,11 +35,6 @@ def base_encoder(tmp_path_factory):
     return path
 
 
-def stored(path, content):
-    torch.save(content, path)
-    return path
-
-
 def assert_same(network, state):
     own = network.state_dict()
     assert own.keys() == state.keys()
@@ -49,7 +45,7 @@ def assert_same(network, state):
 def test_all_weights_of_a_network_come_back(tmp_path):
     torch.manual_seed(1)
     network = HyMambaSeg(1, 3, size="tiny")
-    path = stored(tmp_path / "network.pt", network.state_dict())
+    path = saved(tmp_path / "network.pt", network.state_dict())
     other = HyMambaSeg(1, 3, size="tiny")
     report = load_weights(other, path)
     assert_same(other, network.state_dict())
@@ -62,8 +58,8 @@ def test_half_precision_halves_the_file_and_keeps_small_tensors_and_metadata(tmp
     network = HyMambaSeg(1, 3, size="tiny")
     state = stamped(network.state_dict(), {"size": "tiny"})
     large = max(state, key=lambda key: state[key].numel())
-    path = stored(tmp_path / "half.pt", half_precision(state))
-    full = stored(tmp_path / "full.pt", state)
+    path = saved(tmp_path / "half.pt", half_precision(state))
+    full = saved(tmp_path / "full.pt", state)
     assert path.stat().st_size < 0.53 * full.stat().st_size
     held = torch.load(path, weights_only=True)
     assert held[large].dtype == torch.float16 and held._metadata == state._metadata
@@ -92,7 +88,7 @@ def test_an_encoder_is_found_in_every_kind_of_file(encoder, tmp_path, wrap):
         state = {"model": state, "epoch": 3}
     network = HyMambaSeg(1, 3, size="tiny")
     before = {key: value.clone() for key, value in network.state_dict().items() if not key.startswith("encoder.")}
-    report = load_encoder(network, stored(tmp_path / "file.pt", state))
+    report = load_encoder(network, saved(tmp_path / "file.pt", state))
     assert_same(network.encoder, encoder.state_dict())
     assert report.tensors == len(encoder.state_dict()) and report.adapted == ""
     for key, value in before.items():
@@ -101,13 +97,13 @@ def test_an_encoder_is_found_in_every_kind_of_file(encoder, tmp_path, wrap):
 
 def test_an_encoder_alone_can_be_the_target(encoder, tmp_path):
     network = HyMamba(in_channels=1, size="tiny")
-    load_encoder(network, stored(tmp_path / "file.pt", encoder.state_dict()))
+    load_encoder(network, saved(tmp_path / "file.pt", encoder.state_dict()))
     assert_same(network, encoder.state_dict())
 
 
 def test_a_network_without_encoder_is_refused(tmp_path, encoder):
     with pytest.raises(ValueError, match="Linear has no encoder"):
-        load_encoder(torch.nn.Linear(1, 1), stored(tmp_path / "file.pt", encoder.state_dict()))
+        load_encoder(torch.nn.Linear(1, 1), saved(tmp_path / "file.pt", encoder.state_dict()))
 
 
 def changed(state, how):
@@ -136,7 +132,7 @@ def test_one_wrong_tensor_is_refused_by_name_and_nothing_is_loaded(encoder, tmp_
     network = HyMamba(in_channels=1, size="tiny")
     before = {key: value.clone() for key, value in network.state_dict().items()}
     with pytest.raises(ValueError, match=message) as caught:
-        load_encoder(network, stored(tmp_path / "file.pt", changed(encoder.state_dict(), how)))
+        load_encoder(network, saved(tmp_path / "file.pt", changed(encoder.state_dict(), how)))
     assert "file.pt" in str(caught.value)
     assert_same(network, before)
 
@@ -147,7 +143,7 @@ def test_another_size_is_refused_with_the_option_that_fits(base_encoder):
 
 
 def test_another_number_of_classes_is_refused_with_the_remedy(tmp_path):
-    path = stored(tmp_path / "network.pt", HyMambaSeg(1, 3, size="tiny").state_dict())
+    path = saved(tmp_path / "network.pt", HyMambaSeg(1, 3, size="tiny").state_dict())
     with pytest.raises(ValueError, match=r"number of classes differs.*out.weight is \(3, 16, 1, 1, 1\)"):
         load_weights(HyMambaSeg(1, 5, size="tiny"), path)
 
@@ -156,7 +152,7 @@ def test_another_number_of_classes_is_refused_with_the_remedy(tmp_path):
 def test_input_channels_are_adapted_on_request_only_and_reported(tmp_path, held, wanted):
     torch.manual_seed(3)
     source = HyMamba(in_channels=held, size="tiny")
-    path = stored(tmp_path / "file.pt", source.state_dict())
+    path = saved(tmp_path / "file.pt", source.state_dict())
     network = HyMamba(in_channels=wanted, size="tiny")
     with pytest.raises(ValueError, match=r"image channels differs; .*adapt_input=True"):
         load_encoder(network, path)
@@ -175,7 +171,7 @@ def test_input_channels_are_adapted_on_request_only_and_reported(tmp_path, held,
 
 def test_adapting_changes_nothing_where_channels_agree(encoder, tmp_path):
     network = HyMamba(in_channels=1, size="tiny")
-    report = load_encoder(network, stored(tmp_path / "file.pt", encoder.state_dict()), adapt_input=True)
+    report = load_encoder(network, saved(tmp_path / "file.pt", encoder.state_dict()), adapt_input=True)
     assert report.adapted == ""
     assert_same(network, encoder.state_dict())
 
@@ -190,7 +186,7 @@ class Harmful:
 
 def test_code_in_a_file_does_not_run(tmp_path):
     target = tmp_path / "made by code"
-    path = stored(tmp_path / "file.pt", {"model": Harmful(target)})
+    path = saved(tmp_path / "file.pt", {"model": Harmful(target)})
     (tmp_path / "raw.pt").write_bytes(pickle.dumps(Harmful(target)))
     for name in (path, tmp_path / "raw.pt"):
         with pytest.raises(ValueError, match="cannot be read as a state dict of tensors"):
@@ -201,7 +197,7 @@ def test_code_in_a_file_does_not_run(tmp_path):
 @pytest.mark.parametrize("content", [[1, 2], {}, {"epoch": 3}, {"model": {}}, torch.zeros(2)], ids=str)
 def test_a_file_without_tensors_by_name_is_refused(tmp_path, content):
     with pytest.raises(ValueError, match="hold no state dict of tensors"):
-        read_state(stored(tmp_path / "file.pt", content))
+        read_state(saved(tmp_path / "file.pt", content))
 
 
 def test_a_missing_or_broken_file_is_named(tmp_path):
@@ -223,7 +219,7 @@ RECORD = {"architecture": "hymamba", "size": "tiny", "task": "BTCV", "spacing": 
 
 def recorded(tmp_path, wrap=False):
     state = stamped(HyMambaSeg(1, 3, size="tiny").state_dict(), RECORD)
-    return stored(tmp_path / "network.pt", {"model": state, "epoch": 1} if wrap else state)
+    return saved(tmp_path / "network.pt", {"model": state, "epoch": 1} if wrap else state)
 
 
 @pytest.mark.parametrize("wrap", [False, True])
@@ -259,7 +255,7 @@ def test_weights_that_are_something_else_are_refused(tmp_path, key, value, remed
 
 
 def test_a_file_without_a_record_is_judged_by_its_tensors_and_a_run_says_so(tmp_path, caplog):
-    path = stored(tmp_path / "network.pt", HyMambaSeg(1, 3, size="tiny").state_dict())
+    path = saved(tmp_path / "network.pt", HyMambaSeg(1, 3, size="tiny").state_dict())
     assert record_of(read_state(path)) == {}
     assert load_weights(HyMambaSeg(1, 3, size="tiny"), path, RECORD).record == {}
     trained_network(HyMambaSeg(1, 3, size="tiny"), str(path), RECORD)
@@ -282,7 +278,7 @@ def test_the_eps_of_an_encoder_comes_with_its_weights(tmp_path, wrap, said, eps)
         for entry in state._metadata.values():
             entry.pop("eps", None)
     network = HyMambaSeg(1, 2, size="tiny")
-    load_encoder(network, stored(tmp_path / "file.pt", {"model": state}))
+    load_encoder(network, saved(tmp_path / "file.pt", {"model": state}))
     assert {layer.norm1.eps for layer in network.encoder.mamba} == {eps}
     if wrap != "plain":
         whole = HyMambaSeg(1, 2, size="tiny")
@@ -292,7 +288,7 @@ def test_the_eps_of_an_encoder_comes_with_its_weights(tmp_path, wrap, said, eps)
 
 def test_a_file_without_any_metadata_counts_as_a_former_one(tmp_path, encoder):
     network = HyMamba(in_channels=1, size="tiny")
-    load_encoder(network, stored(tmp_path / "file.pt", dict(encoder.state_dict())))
+    load_encoder(network, saved(tmp_path / "file.pt", dict(encoder.state_dict())))
     assert {layer.norm1.eps for layer in network.mamba} == {1e-6}
 
 
@@ -305,7 +301,7 @@ def test_shipped_weights_keep_their_eps():
 
 @pytest.mark.parametrize("held", [True, False])
 def test_mamba_in_another_number_of_directions_is_refused_with_the_option(tmp_path, held):
-    path = stored(tmp_path / "file.pt", HyMamba(1, "tiny", bidirectional=held).state_dict())
+    path = saved(tmp_path / "file.pt", HyMamba(1, "tiny", bidirectional=held).state_dict())
     with pytest.raises(
         ValueError, match=rf"in {1 + held} direction.*use --network_def#bidirectional {str(held).lower()}"
     ):

@@ -6,6 +6,7 @@ from itertools import pairwise
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import saved
 
 from mambamim_nets import HyMamba, HyMambaSeg, load_encoder, load_weights
 from mambamim_nets.checkpoint import read_state, record_of
@@ -85,11 +86,6 @@ def encoder_state():
 @pytest.fixture(scope="module")
 def network_state(encoder_state):
     return drawn(embeddings(2) | mae() | decoder(5), seed=1)
-
-
-def saved(path, content):
-    torch.save(content, path)
-    return path
 
 
 # --- the public network, in its own names ---------------------------------------------------------

@@ -1,7 +1,9 @@
+"""Masks: how many blocks stay, which, and where tokens are put back."""
+
 import pytest
 import torch
 
-from mambamim_nets.masking import check_visible, expand_visible, random_visible, token_grid
+from mambamim_nets.masking import check_visible, expand_visible, place_tokens, random_visible, token_grid
 
 
 @pytest.mark.parametrize("grid", [(6, 6, 6), (2, 3, 2), (5, 1, 7)], ids=str)
@@ -32,6 +34,12 @@ def test_expand_repeats_blocks():
     fine = expand_visible(visible, 4)
     assert fine.shape == (2, 1, 8, 12, 4)
     assert torch.equal(fine[..., ::4, ::4, ::4], visible) and torch.equal(fine[..., 3::4, 3::4, 3::4], visible)
+
+
+def test_tokens_are_put_in_their_places_by_hand():
+    visible = torch.tensor([[False, True, True], [True, True, False]])
+    placed = place_tokens(torch.tensor([[[1.0], [2.0]], [[3.0], [4.0]]]), visible, torch.tensor([9.0]))
+    assert placed[..., 0].tolist() == [[9, 1, 2], [3, 4, 9]]
 
 
 def test_errors_name_value_and_remedy():

@@ -17,6 +17,17 @@ from helpers import REPOSITORY, existing
 PACKAGE = REPOSITORY / "mambamim_nets"
 MODULES = existing(PACKAGE.rglob("*.py"))
 BUNDLES = [path.parent for path in existing((REPOSITORY / "bundles").glob("*/configs"))]
+# folders of tests that are not of one module: the bundles as they are run, and speed
+OTHER_TESTS = {"bundles", "benchmarks"}
+# what else has no module of its name: pages, the repository, everything at once, and the kernels of both operators
+OF_NO_MODULE = {
+    *("test_contributing", "test_fuzz", "test_gpu_check", "test_pages", "test_reliability", "test_repository"),
+    "ops/test_fused",
+}
+# implementations of one operator are compared with one another, in the test of the operator
+OPERATORS = {"ops/recurrence", "ops/interpolation"}
+# one line, which torch.compile alone runs: the test of the recurrence compiles it
+WITHOUT_TEST = {"ops/uncompiled"}
 IMAGES = (".nii", ".nii.gz", ".dcm", ".nrrd", ".mha", ".mhd", ".mgz", ".h5")
 
 TENSORS = frozenset(("torch", "einops", "numpy"))
@@ -105,7 +116,9 @@ RULES = {
         MONAI | {"nibabel", "scipy", "tqdm", "fire"},
         lazy={"pydicom"},
     ),
-    "import_public": Rule(NETWORK_ROOMS | GROUND | {"bundle.weights"}, TENSORS | {"fire"}),  # a command of one file
+    # commands of one file
+    "monai_label": Rule({"bundle.files", "bundle.metadata", "segmentation"}, {"fire"}),
+    "import_public": Rule(NETWORK_ROOMS | GROUND | {"bundle.weights"}, TENSORS | {"fire"}),
 }
 
 
@@ -253,6 +266,27 @@ def test_importing_the_package_is_light():
     assert [name for name in added if name.startswith(heavy)] == []
     assert "mambamim_nets.ops" in added
     assert KERNELS & loaded == set()
+
+
+def mirrored(path: Path) -> str | None:
+    """Return the test of a module, as a path below tests without its ending; None where it needs none."""
+    module = path.relative_to(PACKAGE).with_suffix("")
+    if module.name == "__init__" or str(module) in WITHOUT_TEST:
+        return None
+    if str(module.parent) in OPERATORS:
+        module = module.parent
+    return str(module.with_name(f"test_{module.name.strip('_')}"))
+
+
+def test_tests_have_the_tree_of_the_package():
+    """Every module has a test of its name; every test is of a module, or of a part of it: test_<module>_<part>."""
+    wanted = {name for path in MODULES if (name := mirrored(path))}
+    tests = {path.relative_to(REPOSITORY / "tests") for path in existing((REPOSITORY / "tests").rglob("test_*.py"))}
+    found = {str(path.with_suffix("")) for path in tests if path.parts[0] not in OTHER_TESTS}
+    assert sorted(wanted - found) == []
+    of_a_part = {name for name in found if any(name.startswith(f"{other}_") for other in wanted)}
+    assert sorted(found - wanted - of_a_part) == sorted(OF_NO_MODULE)
+    assert all((PACKAGE / f"{name}.py").is_file() for name in WITHOUT_TEST)
 
 
 def test_no_module_has_the_name_of_what_it_holds():

@@ -31,9 +31,18 @@ from mambamim_nets.bundle.handlers.epoch_log import EpochLog, ValidationLog
 from mambamim_nets.bundle.handlers.features import FeatureReport
 from mambamim_nets.bundle.handlers.landmarks import LandmarkPicture, LandmarkReport, LandmarkScanReport
 from mambamim_nets.bundle.handlers.pretraining import ReconstructionPictures, mim_batch, mim_loss
+from mambamim_nets.bundle.handlers.probe import LinearProbe
 from mambamim_nets.bundle.handlers.promotion import promote
+from mambamim_nets.bundle.handlers.run_estimate import RunEstimate
 from mambamim_nets.bundle.handlers.segmentation import CaseReport, ScanReport, ValidationPicture, preview_window
-from mambamim_nets.bundle.handlers.training import ClipGradients, EpochSeed, Progress, ReuseMemory, StopOnNan
+from mambamim_nets.bundle.handlers.training import (
+    AccumulateGradients,
+    ClipGradients,
+    EpochSeed,
+    Progress,
+    ReuseMemory,
+    StopOnNan,
+)
 from mambamim_nets.bundle.handlers.training_ranges import TrainingRanges
 from mambamim_nets.bundle.inference.inferers import AutocastInferer, EnsembleInferer, bfloat16_is_fast, tensorrt
 from mambamim_nets.bundle.inference.known_scans import KnownScand
@@ -70,6 +79,7 @@ from mambamim_nets.bundle.weights import record, shipped_weights, start_classifi
 from mambamim_nets.records import architecture
 
 __all__ = [
+    "AccumulateGradients",
     "AutocastInferer",
     "Average",
     "CaseReport",
@@ -93,6 +103,7 @@ __all__ = [
     "LandmarkReport",
     "LandmarkScanReport",
     "LandmarkTargetsd",
+    "LinearProbe",
     "LoadScand",
     "OneByOne",
     "PaintedCrops",
@@ -106,6 +117,7 @@ __all__ = [
     "RestoreLabelsd",
     "RestoreProbabilitiesd",
     "ReuseMemory",
+    "RunEstimate",
     "ScaleCTOrMRd",
     "ScaleStoredd",
     "ScanLoader",

@@ -1,5 +1,7 @@
 """The files that a training run leaves: how they are called, read and written."""
 
+import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,9 +12,10 @@ from torch import Tensor, nn
 from mambamim_nets.bundle.files import atomic_write
 from mambamim_nets.checkpoint import non_finite, read_state
 
-__all__ = ["BEST", "ENCODER", "LAST", "holds", "load_state", "read_checkpoint", "save"]
+__all__ = ["BEST", "ENCODER", "LAST", "holds", "keep_copy", "load_state", "read_checkpoint", "save"]
 
 LAST, BEST, ENCODER = "checkpoint_last.pt", "model_best.pt", "encoder.pt"
+KEPT = "checkpoint_{step:08d}.pt"  # of a step, beside the last one
 PARTS = {"model", "optimizer", "lr_scheduler", "trainer", "epoch", "best_metric", "best_epoch", "identity"}
 
 
@@ -26,6 +29,9 @@ def read_checkpoint(path: Path, export: str) -> dict[str, Any]:
         f"move the weights in {path.parent} away to start anew, or give another --output_dir, where --pretrained "
         f"{path.parent / export} starts from the weights of this run if that file is whole"
     )
+    earlier = [one for one in _kept(path.parent) if not (path.exists() and one.samefile(path))]
+    if earlier:
+        remedy = f"copy {earlier[0]}, which is earlier, to {path} to go on from there, or {remedy}"
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
@@ -38,6 +44,35 @@ def read_checkpoint(path: Path, export: str) -> dict[str, Any]:
         if found := non_finite(state.get(name, {})):
             raise ValueError(f"{path}: {name}: {found}; {remedy}")
     return state
+
+
+def _kept(folder: Path) -> list[Path]:
+    """Return the kept checkpoints of a folder, the newest first."""
+    found = folder.glob(f"{KEPT.partition('{')[0]}[0-9]*.pt")
+    return sorted(found, key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True)
+
+
+def keep_copy(last: Path, step: int, most: int) -> None:
+    """Keep a checkpoint that the next one will replace, under the name of its step, and delete the oldest such files.
+
+    Where the file system has hard links, the copy takes no time and no room until then.
+
+    Args:
+        last: the checkpoint.
+        step: of the run at which it was written.
+        most: how many are kept, this one among them.
+    """
+
+    def link(part: Path) -> None:
+        try:
+            os.link(last, part)
+        except OSError:
+            shutil.copyfile(last, part)
+
+    kept = last.with_name(KEPT.format(step=step))
+    atomic_write(kept, link)
+    for path in _kept(last.parent)[most:]:
+        path.unlink(missing_ok=True)
 
 
 def load_state(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:

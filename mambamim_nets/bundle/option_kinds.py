@@ -76,6 +76,7 @@ class DetailError(ValueError):
 
 
 def finite(value: Any) -> Any:
+    """Return a number as it is; raises ValueError for NaN, infinity, true, false and whatever is no number."""
     if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
         raise ValueError
     return value
@@ -151,6 +152,7 @@ def switch(about: str, *, null: bool = False) -> Option:
 
 
 def to_name(value: Any) -> str:
+    """A text that can be the name of a file: not empty, without a slash and without spaces around it."""
     if not isinstance(value, str) or not value.strip() or "/" in value or value != value.strip():
         raise ValueError
     return value
@@ -200,6 +202,7 @@ def mapping(
 
 
 def to_numbers(value: Any) -> list[Any]:
+    """A list of finite numbers."""
     if isinstance(value, str) or not isinstance(value, Sequence):
         raise ValueError
     return [finite(item) for item in value]

@@ -1,7 +1,9 @@
-"""How a run ends that is stopped: SIGINT (Ctrl-C) and SIGTERM (a queue's time limit) with one line, status 130 and 143.
+"""How a run ends that is stopped: SIGINT (Ctrl-C), SIGTERM and SIGUSR1 (a queue's time limit) with one line.
 
-A signal ends a run at any point. What is on disk then is whole, because every file of a run is written under another
-name and renamed: the line says which of it the next start goes on from. Only programs of `monai.bundle` are changed.
+The status is 128 and the number of the signal: 130, 143 and 138. A signal ends a run at any point, except for a
+training that writes checkpoints between its steps (`handlers/stop_signals.py`), which finishes its step and writes one.
+What is on disk then is whole, because every file of a run is written under another name and renamed: the line says
+which of it the next start goes on from. Only programs of `monai.bundle` are changed.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from mambamim_nets.bundle.errors import is_bundle_program
 
 __all__ = ["install", "last_line"]
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = [signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
 
 
 def install(parser: ConfigParser, values: Mapping[str, Any]) -> None:
@@ -75,4 +77,5 @@ def last_line(stopped_by: str, parser: ConfigParser, values: Mapping[str, Any]) 
     if not last.is_file():
         return f"{stopped_by} stopped the training before its first checkpoint: the same command starts it again"
     again = "the same command" if values.get("resume") != False else "the same command with --resume true"  # noqa: E712
-    return f"{stopped_by} stopped the training; {last} holds it up to its last whole epoch: {again} goes on from there"
+    saved = "where it was last saved" if "checkpoints#every" in parser else "its last whole epoch"
+    return f"{stopped_by} stopped the training; {last} holds it up to {saved}: {again} goes on from there"

@@ -21,11 +21,10 @@ __all__ = ["main", "validate"]
 FAILED, WRONG, INTERRUPTED = 1, 2, 130  # exit statuses
 
 
-def command_of(status: list[int], launch: Launch | None = None) -> Callable[..., None]:
-    """Return the function that the command line calls, which leaves the exit status in a list.
+def command_with(launch: Launch | None = None) -> Callable[..., int]:
+    """Return the function that the command line calls, which returns the exit status.
 
     Args:
-        status: takes it.
         launch: runs the commands; None: each in a process of its own.
     """
 
@@ -40,7 +39,7 @@ def command_of(status: list[int], launch: Launch | None = None) -> Callable[...,
         dry_run: bool = False,
         overwrite: bool = False,
         **options: Any,
-    ) -> None:
+    ) -> int:
         """Train the folds that are missing, choose by what was found out of fold, and write report and ensemble.
 
         The same command again continues where the last one stopped. Any other option is handed to training, such as
@@ -62,7 +61,7 @@ def command_of(status: list[int], launch: Launch | None = None) -> Callable[...,
         """
         work = cross_validation(bundle, dataset_dir, task, _listed(folds), _listed(candidates), output_dir, options)
         switches = flag(dry_run, "--dry_run"), flag(overwrite, "--overwrite")
-        status.append(validate(work, jobs, *switches, launch))
+        return validate(work, jobs, *switches, launch)
 
     return cross_validate
 
@@ -109,12 +108,12 @@ def main(arguments: Sequence[str] | None = None, launch: Launch | None = None) -
         arguments: of the command line.
         launch: runs the commands; None: each in a process of its own.
     """
-    status: list[int] = []
     try:
-        fire.Fire(
-            command_of(status, launch),
+        status: int = fire.Fire(
+            command_with(launch),
             command=list(sys.argv[1:] if arguments is None else arguments),
             name="python -m mambamim_nets.cross_validate",
+            serialize=lambda _: None,  # or it would print the status
         )
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -122,7 +121,7 @@ def main(arguments: Sequence[str] | None = None, launch: Launch | None = None) -
     except KeyboardInterrupt:
         print("\ninterrupted; the same command again continues from here", file=sys.stderr)
         return INTERRUPTED
-    return status[0] if status else 0
+    return status
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ from typing import Any
 
 from mambamim_nets.bundle.checkpoint_files import BEST, save
 from mambamim_nets.bundle.files import read_json, write_text
+from mambamim_nets.bundle.weights import file_digest
 from mambamim_nets.checkpoint import half_precision, read_state
 from mambamim_nets.cross_validate.postprocessing import PostProcessing
 from mambamim_nets.cross_validate.runs import Candidate, CrossValidation
@@ -44,7 +44,7 @@ def check_outcome(work: CrossValidation, overwrite: bool = False) -> None:
     record = work.folder / RECORD
     written = read_json(record) if record.is_file() else {}
     for path in _files(work):
-        if path.is_file() and not overwrite and written.get(path.name) != _digest(path):
+        if path.is_file() and not overwrite and written.get(path.name) != file_digest(str(path)):
             raise ValueError(
                 f"{path} was not written by a cross-validation in {work.folder}, or was changed since; move it away, or"
                 " give --overwrite true"
@@ -66,7 +66,7 @@ def write_outcome(work: CrossValidation, candidate: Candidate, found: PostProces
     config: dict[str, Any] = {"shipped": [f"models/fold_{fold}.pt" for fold in work.folds], **found.options}
     config |= _of_inference(work, {**work.options, **candidate.options})
     if candidate.network:
-        network = json.loads((work.bundle / candidate.network).read_text(encoding="utf-8"))
+        network = read_json(work.bundle / candidate.network)
         config = {**network, **config}
     for fold in work.folds:
         target = work.bundle / "models" / f"fold_{fold}.pt"
@@ -78,13 +78,13 @@ def write_outcome(work: CrossValidation, candidate: Candidate, found: PostProces
         write_text(target.with_suffix(".txt"), note)
     write_text(work.bundle / CONFIG, json.dumps(config, indent=4) + "\n")
     files = _files(work)
-    write_text(work.folder / RECORD, json.dumps({path.name: _digest(path) for path in files}, indent=1) + "\n")
+    write_text(work.folder / RECORD, json.dumps({path.name: file_digest(str(path)) for path in files}, indent=1) + "\n")
     return files
 
 
 def _of_inference(work: CrossValidation, options: Mapping[str, Any]) -> dict[str, Any]:
     """Return those options of training that inference has too, such as size and spacing."""
-    known = json.loads((work.bundle / "configs" / "inference.json").read_text(encoding="utf-8"))
+    known = read_json(work.bundle / "configs" / "inference.json")
     return {key: value for key, value in options.items() if key.split("#")[0] in known and key not in NOT_OF_INFERENCE}
 
 
@@ -93,7 +93,3 @@ def inference_command(work: CrossValidation) -> str:
     configs = ["configs/inference.json", *work.configs[1:], CONFIG]
     files = str([str(work.bundle / name) for name in configs])
     return typed(["monai.bundle", "run", "--config_file", files, "--input", "scan.nii.gz"])
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -129,17 +129,15 @@ def _smallest_volumes(
     chosen: dict[str, float] = {}
     steps: list[Step] = []
     for name in smallest:
-        tried = [
-            (
-                tables[share][name],
-                judged(f"{name}: parts below {tables[share][name]:g} ml", found[share], found[0.0], [name]),
-            )
+        tried = {
+            share: judged(f"{name}: parts below {tables[share][name]:g} ml", found[share], found[0.0], [name])
             for share in SHARES
-        ]
-        best = max((pair for pair in tried if pair[1].taken), key=lambda pair: pair[1].difference.mean, default=None)
+        }
+        taken = [share for share, step in tried.items() if step.taken]
+        best = max(taken, key=lambda share: tried[share].difference.mean, default=None)
         if best is not None:
-            chosen[name] = best[0]
-        steps += [step._replace(taken=best is not None and volume == best[0]) for volume, step in tried]
+            chosen[name] = tables[best][name]
+        steps += [step._replace(taken=share == best) for share, step in tried.items()]
     return chosen, steps
 
 

@@ -15,22 +15,15 @@ from mambamim_nets.bundle.checkpoint_files import BEST
 from mambamim_nets.bundle.data.datasets import dataset_folder, fold_cases
 from mambamim_nets.bundle.data.labelled import labelled_cases
 from mambamim_nets.bundle.data.splits import with_numbered_subjects
-from mambamim_nets.bundle.files import some
+from mambamim_nets.bundle.files import read_json, some
 from mambamim_nets.bundle.labels import Targets
 from mambamim_nets.reproduce.plan import Run
 
 __all__ = ["Candidate", "Case", "CrossValidation", "candidates_of", "cross_validation"]
 
 SCRATCH, SIZES = "scratch", ("tiny", "base")
-OWN = {
-    "fold",
-    "output_dir",
-    "eval_dir",
-    "checkpoint",
-    "part",
-    "resume",
-    "bundle_root",
-}  # which every run has its own of
+# options that every run has its own of
+OWN = {"fold", "output_dir", "eval_dir", "checkpoint", "part", "resume", "bundle_root"}
 
 
 class Candidate(NamedTuple):
@@ -218,8 +211,9 @@ def cross_validation(
 
 
 def _configs(root: Path, task: str | None) -> tuple[str, ...]:
+    """Return the file of training, and that of the task where it is not the bundle's own, relative to the bundle."""
     train = "configs/train.json"
-    own = json.loads((root / train).read_text(encoding="utf-8")).get("task")
+    own = read_json(root / train).get("task")
     if task is None or task == own:
         return (train,)
     file = f"configs/tasks/{task}.json"
@@ -232,6 +226,7 @@ def _configs(root: Path, task: str | None) -> tuple[str, ...]:
 
 
 def _folds(folds: Sequence[int]) -> list[int]:
+    """Return the numbers of the folds, which must be different and not negative."""
     found = [int(fold) if str(fold).strip().isdecimal() else -1 for fold in folds]
     if not found or min(found) < 0 or len(set(found)) < len(found):
         raise ValueError(f"--folds {','.join(map(str, folds))} must be different numbers, such as 0,1,2,3,4")

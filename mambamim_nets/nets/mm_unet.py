@@ -52,6 +52,7 @@ class GridMamba(nn.Module):
         self.mixer = GridMixer(channels, scans, share_directions)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Mix the voxels of (B, C, D, H, W) as tokens; same shape out."""
         tokens = self.norm(x.flatten(2).transpose(1, 2))
         return self.mixer(tokens, x.shape[2:]).transpose(1, 2).unflatten(2, x.shape[2:])
 

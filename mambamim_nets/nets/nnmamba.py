@@ -113,6 +113,7 @@ class Stage(nn.Module):
         self.blocks = nn.ModuleList(Residual(out_channels, out_channels) for _ in range(blocks - 1))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Transform (B, in, D, H, W): (B, out, ...), coarser where the stage goes down."""
         x = self.down(x)
         for block in self.blocks:
             x = block(x, self.miccss(x)) if self.miccss is not None else block(x)
@@ -132,6 +133,7 @@ class ChannelScale(nn.Module):
         self.excite = nn.Linear(max(1, channels // _REDUCTION), channels)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Scale the channels of (B, C, D, H, W); same shape out."""
         scale = torch.sigmoid(self.excite(F.relu(self.squeeze(x.mean(dim=(2, 3, 4))))))
         return x * scale[:, :, None, None, None]
 

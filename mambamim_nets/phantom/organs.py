@@ -27,7 +27,13 @@ SPREAD = (0.6, 1.7)  # of the scale of an organ, against organs of other ages an
 
 
 class Organ(NamedTuple):
-    """One organ: its name, and ids uint8 (D, H, W) of it, 1, and of what lies in it, 2 and more, by `parts`."""
+    """One organ, cut out of a label map.
+
+    Attributes:
+        name: of the organ.
+        ids: (D, H, W) uint8: 0 outside, 1 the organ, 2 and more what lies in it.
+        parts: id -> name, of the organ and of what lies in it.
+    """
 
     name: str
     ids: np.ndarray
@@ -80,24 +86,23 @@ def replace_organ(anatomy: Anatomy, organ: Organ, rng: Generator) -> Anatomy:
     Returns:
         The new body; the same where it has no such organ.
     """
-    old = anatomy.where(organ.name)
-    number = {name: value for value, name in anatomy.names.items()}
-    if not old.any():
+    was_there = anatomy.where(organ.name)
+    if not was_there.any():
         return anatomy
-    new = np.argwhere(organ.ids > 0)
-    was = np.argwhere(old)
-    scale = np.clip(was.std(0) / np.maximum(new.std(0), 0.5) * rng.uniform(0.9, 1.15), *SPREAD)
+    number = {name: value for value, name in anatomy.names.items()}
+    new, old = np.argwhere(organ.ids > 0), np.argwhere(was_there)
+    scale = np.clip(old.std(0) / np.maximum(new.std(0), 0.5) * rng.uniform(0.9, 1.15), *SPREAD)
     reach = np.ceil(np.abs(new - new.mean(0)).max(0) * scale).astype(int) + MARGIN
-    centre = was.mean(0)
-    low = np.maximum(np.minimum(was.min(0) - MARGIN, np.floor(centre).astype(int) - reach), 0)
-    high = np.minimum(np.maximum(was.max(0) + MARGIN, np.ceil(centre).astype(int) + reach) + 1, anatomy.ids.shape)
+    centre = old.mean(0)
+    low = np.maximum(np.minimum(old.min(0) - MARGIN, np.floor(centre).astype(int) - reach), 0)
+    high = np.minimum(np.maximum(old.max(0) + MARGIN, np.ceil(centre).astype(int) + reach) + 1, anatomy.ids.shape)
     box = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
     place = np.stack(np.meshgrid(*(np.arange(a, b) for a, b in zip(low, high, strict=True)), indexing="ij"))
     offset = (centre / scale - new.mean(0))[:, None, None, None]
     placed = map_coordinates(organ.ids, place / scale[:, None, None, None] - offset, order=0, cval=0, prefilter=False)
 
     names, ids = dict(anatomy.names), anatomy.ids.copy()
-    inside, was_inside = ids[box], old[box]
+    inside, was_inside = ids[box], was_there[box]  # views: what is set below is set in the body
     soft = np.isin(inside, [number[name] for name in SURROUNDINGS if name in number]) | was_inside
     placed[~soft] = 0
     holes = was_inside & (placed == 0)
@@ -114,6 +119,7 @@ def replace_organ(anatomy: Anatomy, organ: Organ, rng: Generator) -> Anatomy:
 
 
 def _box(ids: np.ndarray) -> np.ndarray:
+    """Cut a map to what is not 0, with `MARGIN` voxels around it."""
     where = np.argwhere(ids > 0)
     if not len(where):
         return np.zeros((1, 1, 1), np.uint8)

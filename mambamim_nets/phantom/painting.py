@@ -93,15 +93,20 @@ def paint(
     for name, where, *own in tissues:
         image[where], texture[where] = own or values[name]
     image += texture * _waves(rng, shape, 16)
-    _surround(image, label, ids, place, anatomy, thickness, rng)
+    _surround(image, label, place, anatomy, thickness, rng)
     image = scanned(image, anatomy.spacing, rng)
-    if rng.random() < 0.3:  # a scan of few slices
-        thick = int(rng.integers(4, max(5, shape[2] * 2 // 3)))
-        start = int(np.clip(rng.normal(0.5, 0.17) * shape[2] - thick / 2, 0, shape[2] - thick))
-        keep = np.zeros(shape[2], bool)
-        keep[start : start + thick] = True
-        image[..., ~keep], label[..., ~keep] = -1000, 0
+    if rng.random() < 0.3:
+        _keep_few_slices(image, label, rng)
     return image, label
+
+
+def _keep_few_slices(image: np.ndarray, label: np.ndarray, rng: Generator) -> None:
+    """Leave a few slices around the middle, as of a short scan, and air in all others, in place."""
+    count = image.shape[2]
+    kept = int(rng.integers(4, max(5, count * 2 // 3)))
+    start = int(np.clip(rng.normal(0.5, 0.17) * count - kept / 2, 0, count - kept))
+    for slices in (slice(0, start), slice(start + kept, count)):
+        image[..., slices], label[..., slices] = -1000, 0
 
 
 def _structures(anatomy: Anatomy, ids: np.ndarray, rng: Generator) -> tuple[dict[str, np.ndarray], float]:
@@ -162,13 +167,21 @@ def _tissues(
 def _surround(
     image: np.ndarray,
     label: np.ndarray,
-    ids: np.ndarray,
     place: np.ndarray,
     anatomy: Anatomy,
     thickness: float,
     rng: Generator,
 ) -> None:
-    """Put the patient on a table and at times into a field of view that is too small, in place."""
+    """Put the patient on a table and at times into a field of view that is too small.
+
+    Args:
+        image: (D, H, W) HU, changed in place.
+        label: (D, H, W), changed in place.
+        place: (3, D, H, W) of `_warp`, where each voxel lies in the anatomy, voxels.
+        anatomy: that was painted.
+        thickness: of what lies around its labelled body, mm.
+        rng: draws whether there is a table, arms and a small field of view.
+    """
     outside = [number for number, name in anatomy.names.items() if name == "air" or name.startswith("shell")]
     inside = ~np.isin(np.arange(256), outside)[anatomy.ids]
     ends = [np.flatnonzero(inside.any((1, 2))), np.flatnonzero(inside.any((0, 2)))]

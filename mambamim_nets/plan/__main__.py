@@ -9,7 +9,7 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -49,12 +49,23 @@ CACHED = 0.5  # share of the free memory that preprocessed scans may take
 
 
 class DataSet(NamedTuple):
-    """A data set as it was read."""
+    """A data set as it was read.
+
+    Attributes:
+        cases: as from `labelled_cases`.
+        channels: names of the image channels.
+        labels: name -> label value, without background.
+        labels_from: where the names of the labels are from, in words.
+        fingerprint: what the data set holds, see `summarise`.
+        folds: names of the cases of each.
+        folds_from: where the folds are from, in words.
+        warnings: what was noticed while cases were read.
+    """
 
     cases: list[dict[str, Any]]
     channels: list[str]
     labels: dict[str, int]
-    source: str  # of the names of the labels
+    labels_from: str
     fingerprint: dict[str, Any]
     folds: list[list[str]]
     folds_from: str
@@ -71,6 +82,14 @@ def read_data(
 ) -> DataSet:
     """Read a data set: its cases, what they hold, and its folds.
 
+    Args:
+        folder: of the data set.
+        description: what the data set says of itself.
+        labels: name -> label value, where they are given; None: those of the data set.
+        subjects: which cases are of one person, as arguments of `with_numbered_subjects`; None: as their names say.
+        workers: processes that read cases.
+        cache_file: of what an earlier start has read; None: nothing is kept.
+
     Raises:
         FileNotFoundError, ValueError: it cannot be planned; the sentence says why, and names the cases.
     """
@@ -80,7 +99,7 @@ def read_data(
     numbered = {str(item.get("subject", item["case"])) for item in cases}
     if len(numbered) < 2:
         raise ValueError(
-            f"dataset_dir {folder} has {len(cases)} cases of 1 subject ({some([item['case'] for item in cases])}), and"
+            f"--dataset_dir {folder} holds one subject ({some([item['case'] for item in cases])}), and"
             " at least 2 subjects are needed, one to train and one to validate; add cases"
         )
     known = dict(labels) if labels else dict(description.labels)
@@ -89,22 +108,21 @@ def read_data(
     values = [0, *sorted(known.values())] if known else range(LARGEST_VALUE + 1)
     readings = read_cases(cases, headers, in_channels, values, workers, cache_file)
     names, source = (known, "--labels") if labels else _names(readings, cases, description)
-    modality = "CT or MR"
     counts = summarise(cases, readings, [str(number) for number in range(in_channels)], names)["modality"]
-    if not counts["CT"] or not counts["other"]:
-        modality = "CT" if counts["CT"] else "MR"
+    modality = "CT or MR" if counts["CT"] and counts["other"] else "CT" if counts["CT"] else "MR"
     channels = channel_names(cases[0]["image"], in_channels, description, modality)
     fingerprint = summarise(cases, readings, channels, names)
     fold_file = next((f for n in ("split.json", "splits_final.json") if (f := folder / n).is_file()), None)
     folds = make_folds(cases, fold_file=fold_file, n_folds=min(5, len(numbered)))
-    said = f"{fold_file.name} of the data set" if fold_file else "mambamim_nets.plan, by subject"
+    folds_from = f"{fold_file.name} of the data set" if fold_file else "mambamim_nets.plan, by subject"
     warnings = [line for reading in readings for line in reading.warnings]
-    return DataSet(cases, channels, names, source, fingerprint, folds, said, warnings)
+    return DataSet(cases, channels, names, source, fingerprint, folds, folds_from, warnings)
 
 
 def _names(
     readings: Sequence[CaseReading], cases: Sequence[Mapping[str, Any]], description: Description
 ) -> tuple[dict[str, int], str]:
+    """Return names of the label values that were found, and where the names are from."""
     found = sorted({int(value) for reading in readings for value in reading.statistics.get("classes", {})})
     if not found and not description.labels:
         raise ValueError("every label map is background alone; there is nothing to learn")
@@ -135,14 +153,20 @@ def chosen_regions(
 def budget_of(size: str, memory_gib: float | None, hours: float | None, device: str) -> Budget:
     """Return what a training may use, by default what the device has.
 
+    Args:
+        size: of the network: tiny, base or auto.
+        memory_gib: that a training step may take; None: what the device has.
+        hours: of training for one fold; None: as many steps as usual.
+        device: such as "cpu" or "cuda:0".
+
     Raises:
         ValueError: an option is out of range.
     """
     if size not in ("tiny", "base", "auto"):
-        raise ValueError(f"size {size!r} must be tiny, base or auto; give one of them")
+        raise ValueError(f"option --size {size!r} must be one of tiny, base, auto")
     for name, value in (("memory_gib", memory_gib), ("hours", hours)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or value <= 0):
-            raise ValueError(f"{name} {value!r} must be a number above 0, such as 24; correct it")
+            raise ValueError(f"option --{name} {value!r} must be a number above 0, such as 24")
     host = free_memory() or 8 * GIB
     held = torch.cuda.get_device_properties(device).total_memory if device.startswith("cuda") else host
     most = int(memory_gib * GIB) if memory_gib else int(held)
@@ -208,16 +232,7 @@ def plan(
     learnt = {name: list(values) for name, values in targets.regions.items()}
     network = Network(len(data.channels), targets.out_channels, budget.size, device, learnt)
     known = [] if measure_again else known_steps(target, network)
-
-    def measure(candidates: Sequence[tuple[Sequence[int], int]]) -> list[Step]:
-        held = {(step.roi, step.crops): step for step in known}
-        wanted = [((roi[0], roi[1], roi[2]), crops) for roi, crops in candidates]
-        if all(candidate in held for candidate in wanted):
-            return [held[candidate] for candidate in wanted]
-        logger.info("measure a training step: %s", ", ".join(f"{crops} x {list(roi)}" for roi, crops in wanted))
-        return measured_steps(candidates, network)
-
-    crops = choose_crops(data.fingerprint, spacing.value, budget, measure)
+    crops = choose_crops(data.fingerprint, spacing.value, budget, _measuring(network, known))
     training_cases = len(data.cases) - max(len(fold) for fold in data.folds)
     decisions = decide(data.fingerprint, budget, crops, spacing, data.labels, region.value, max(1, training_cases))
     encoder = _encoder(pretrained, budget.size, len(data.channels), targets.out_channels, decisions)
@@ -226,7 +241,7 @@ def plan(
     task = re.sub(r"[^A-Za-z0-9]+", "_", target.name.removesuffix("_seg")).strip("_") or "task"
     reasons = {
         "channels": "as the data set names them" if description.channels else "by what the files are",
-        "labels": f"names from {data.source}",
+        "labels": f"names from {data.labels_from}",
         "regions": region.why,
         "subjects": "given by --subjects" if subjects else "",
         "folds": data.folds_from,
@@ -265,24 +280,40 @@ def _command(given: Mapping[str, Any]) -> str:
 
 
 def _folders(dataset_dir: str, output: str) -> tuple[Path, Path]:
+    """Return the folders of data set and bundle, absolute; refuse those that a bundle cannot be planned from or in."""
     folder, target = Path(str(dataset_dir)).expanduser().resolve(), Path(str(output)).expanduser().resolve()
     if not folder.is_dir():
-        raise FileNotFoundError(f"dataset_dir {dataset_dir} does not exist; give the folder of the data set")
+        raise FileNotFoundError(f"--dataset_dir {dataset_dir} does not exist; give the folder of the data set")
     for name, path in (("dataset_dir", folder), ("output", target)):
         if "#" in str(path):
-            raise ValueError(f"{name} {path} contains #, which MONAI's configuration parser alters; rename the folder")
+            raise ValueError(f"--{name} {path} contains #, which MONAI's parser of configurations alters; rename it")
     if target.is_file():
-        raise NotADirectoryError(f"output {output} must be a folder, and it is a file; give another --output")
+        raise NotADirectoryError(f"--output {output} must be a folder, and it is a file; give another name")
     if target == folder or folder in target.parents:
-        raise ValueError(f"output {output} lies in the data set {folder}; give a folder outside of it")
+        raise ValueError(f"--output {output} lies in the data set {folder}; give a folder outside of it")
     return folder, target
 
 
 def _workers(workers: int | None) -> int:
+    """Return the number of processes: the given one, or one for each core that this process may use."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if workers is not None and (isinstance(workers, bool) or not isinstance(workers, int) or workers < 1):
-        raise ValueError(f"workers {workers!r} must be a whole number of at least 1; correct it")
+        raise ValueError(f"option --workers {workers!r} must be a whole number of at least 1")
     return workers or cores
+
+
+def _measuring(network: Network, known: Sequence[Step]) -> Callable[[Sequence[tuple[Sequence[int], int]]], list[Step]]:
+    """Return a function that measures steps of a network, and takes those that are known where all of them are."""
+    held = {(step.roi, step.crops): step for step in known}
+
+    def measure(candidates: Sequence[tuple[Sequence[int], int]]) -> list[Step]:
+        wanted = [((roi[0], roi[1], roi[2]), crops) for roi, crops in candidates]
+        if all(candidate in held for candidate in wanted):
+            return [held[candidate] for candidate in wanted]
+        logger.info("measure a training step: %s", ", ".join(f"{crops} x {list(roi)}" for roi, crops in wanted))
+        return measured_steps(candidates, network)
+
+    return measure
 
 
 def _encoder(
@@ -301,6 +332,7 @@ def _encoder(
 
 
 def _show(data: DataSet, decisions: Mapping[str, Decision], notes: Sequence[str]) -> None:
+    """Print what the data set holds, the decisions and what to look at."""
     print(f"\n{fingerprint_table(data.fingerprint)}\n\n{class_table(data.fingerprint)}\n")
     for line in decision_lines(decisions):
         print(f"  {line}")
@@ -311,6 +343,7 @@ def _show(data: DataSet, decisions: Mapping[str, Decision], notes: Sequence[str]
 def _record(
     command: str, crops: Crops, rows: Sequence[Mapping[str, Any]], network: Network, budget: Budget
 ) -> dict[str, Any]:
+    """Return what the plan was made from, as `configs/plan.json` has it."""
     return {
         "command": command,
         "memory_gib": round(budget.bytes / GIB, 2),
@@ -321,16 +354,16 @@ def _record(
 
 
 def _comparable(files: Mapping[str, str]) -> dict[str, str]:
+    """Return the files that a person compares: all but the fingerprint, which is long."""
     return {name: text for name, text in files.items() if name != "configs/fingerprint.json"}
 
 
 def _write(
     target: Path, files: Mapping[str, str], fingerprint: Mapping[str, Any], encoder: Path | None, record: dict[str, Any]
 ) -> None:
-    binary: dict[str, bytes] = {}
+    """Write the bundle: picture and encoder first, so that their digests are in the record."""
     refuse_edits(target, files)
-    picture = fingerprint_picture(fingerprint, target / PICTURE)
-    binary[PICTURE] = picture.read_bytes()
+    binary = {PICTURE: fingerprint_picture(fingerprint, target / PICTURE).read_bytes()}
     if encoder is not None and encoder != target / ENCODER:
         atomic_write(target / ENCODER, lambda part: shutil.copyfile(encoder, part))
         binary[ENCODER] = (target / ENCODER).read_bytes()

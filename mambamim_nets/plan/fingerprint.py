@@ -46,7 +46,6 @@ VERSION = 1  # one more when statistics change
 SAMPLE = 10_000  # voxels
 QUANTILES = np.concatenate([[0.0, 0.5], np.arange(1, 100), [99.5, 100.0]])  # kept of the foreground of a case
 BODY = -500.0  # HU, between air and fat
-AIR = (-1100.0, -900.0)  # HU
 OVERSIZED = (20, GIB)  # times the median number of voxels, and bytes before compression
 
 
@@ -136,14 +135,14 @@ def case_statistics(item: Mapping[str, Any], in_channels: int, known: Sequence[i
 
 
 def _measured(case: str, images: Sequence[Volume], label: Volume) -> dict[str, Any]:
+    """Return the statistics of a case: spacing in mm, volumes in ml, axes as of the network."""
     order = [int(axis) for axis in np.argsort(io_orientation(label.affine)[:, 0])]
     edges = np.linalg.norm(label.affine[:3, :3], axis=0)
     values = np.asarray(label.data).astype(np.uint8)
-    channels = (
-        [volume.data[..., c] for volume in images for c in range(volume.data.shape[3])]
-        if (images[0].data.ndim == 4)
-        else [volume.data for volume in images]
-    )
+    if images[0].data.ndim == 4:
+        channels = [volume.data[..., channel] for volume in images for channel in range(volume.data.shape[3])]
+    else:
+        channels = [volume.data for volume in images]
     lowest = [float(channel.min()) for channel in channels]
     box = _box(channels, lowest)
     foreground = np.flatnonzero(values)
@@ -162,6 +161,7 @@ def _measured(case: str, images: Sequence[Volume], label: Volume) -> dict[str, A
 
 
 def _box(channels: Sequence[np.ndarray], lowest: Sequence[float]) -> tuple[slice, ...]:
+    """Return the box around what any channel shows; the whole image where none shows anything."""
     inside = np.zeros(channels[0].shape, bool)
     for channel, low in zip(channels, lowest, strict=True):
         inside |= np.asarray(channel) > BODY if low < BODY else np.asarray(channel) != 0
@@ -169,14 +169,12 @@ def _box(channels: Sequence[np.ndarray], lowest: Sequence[float]) -> tuple[slice
 
 
 def _intensities(channel: np.ndarray, lowest: float, box: tuple[slice, ...], foreground: np.ndarray) -> dict[str, Any]:
-    inner = np.asarray(channel[box])
+    """Return the range of a channel, the share of zeros in the box, and quantiles of the foreground's voxels."""
     drawn = np.asarray(channel)[np.unravel_index(foreground, channel.shape)].astype(float)
-    air = float(((inner >= AIR[0]) & (inner <= AIR[1])).mean()) if lowest < AIR[1] else 0.0
     return {
         "lowest": lowest,
         "highest": float(channel.max()),
-        "air": round(air, 4),
-        "zeros": round(float((inner == 0).mean()), 4),
+        "zeros": round(float((np.asarray(channel[box]) == 0).mean()), 4),
         "foreground": [float(f"{q:.6g}") for q in np.percentile(drawn, QUANTILES)] if len(drawn) else [],
     }
 
@@ -256,13 +254,14 @@ def read_cases(
     ]
 
 
-def _one(job: tuple[Mapping[str, Any], int, Sequence[int]]) -> tuple[Findings, dict[str, Any]]:
+def _statistics(job: tuple[Mapping[str, Any], int, Sequence[int]]) -> tuple[Findings, dict[str, Any]]:
     return case_statistics(*job)
 
 
 def _each(jobs: Sequence[tuple[Mapping[str, Any], int, Sequence[int]]], workers: int) -> Iterator[Any]:
+    """Yield what `case_statistics` says of each job, in their order."""
     if workers < 2 or len(jobs) < 2:
-        yield from map(_one, jobs)
+        yield from map(_statistics, jobs)
         return
     # not fork, which copies the threads' locks of what is imported; a server imports it once for all workers
     posix = os.name == "posix"
@@ -271,12 +270,13 @@ def _each(jobs: Sequence[tuple[Mapping[str, Any], int, Sequence[int]]], workers:
         context.set_forkserver_preload([__name__])
     pool = ProcessPoolExecutor(workers, mp_context=context)
     try:
-        yield from pool.map(_one, jobs)
+        yield from pool.map(_statistics, jobs)
     finally:
         pool.shutdown(cancel_futures=True)
 
 
 def _affordable(workers: int, headers: Sequence[Header], in_channels: int) -> int:
+    """Return how many processes may read at a time, so that as many of the largest scans fit in the free memory."""
     free = free_memory()
     if free is None or not headers:
         return max(1, workers)
@@ -300,6 +300,7 @@ def _cached(path: Path | None, rule: str) -> dict[str, dict[str, Any]]:
 
 
 def _append(path: Path, line: Mapping[str, Any]) -> None:
+    """Add a line to a cache; one that a kill cut off before is ended first."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
         if file.tell() and not _ends_with_newline(path):
@@ -364,6 +365,7 @@ def _spread(values: np.ndarray) -> dict[str, list[float]]:
 
 
 def _channel(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Sum up the intensities of a channel over cases."""
     drawn = [part["foreground"] for part in parts if part["foreground"]]
     # each case counts the same: its quantiles stand for its voxels
     pooled = np.concatenate(drawn) if drawn else np.array([0.0, 1.0])
@@ -377,6 +379,7 @@ def _channel(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _class(value: int, read: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str, Any]:
+    """Sum up a class over cases: where it is missing, its volumes in ml, its parts."""
     there = [s["classes"][str(value)] for _, s in read if str(value) in s["classes"]]
     missing = [case for case, s in read if str(value) not in s["classes"]]
     found: dict[str, Any] = {"value": value, "cases": len(there), "missing_in": missing}

@@ -92,6 +92,15 @@ def bundle_page(
     held = f"{held}; {counts['CT']} in HU, {counts['other']} not."
     train = f"python -m monai.bundle run --config_file bundles/{bundle}/configs/train.json"
     both = f"\"['bundles/{bundle}/configs/train.json','bundles/{bundle}/configs/evaluate.json']\""
+    other_gpus = []
+    if rows:
+        table = [_row("GPU (GiB)", "roi_size", "crops in a step", "estimate (GiB)"), _row(*["---"] * 4)]
+        table += [_row(row["gib"], row["roi_size"], row["crops"], row["estimate_gib"]) for row in rows]
+        arithmetic = _wrapped(
+            "By arithmetic on the steps measured here, in proportion to voxels; none of these was run, and bfloat16 on"
+            " a GPU takes less. Give `--roi_size` and `--crops_per_scan` or `--batch_size`."
+        )
+        other_gpus = ["## Other GPUs", arithmetic, "\n".join(table)]
     parts = [
         f"# {title} with HyMamba",
         "## Overview",
@@ -114,20 +123,10 @@ def bundle_page(
         f"```\n{train} --fold 0\npython -m monai.bundle run --config_file {both} --fold 0\n"
         f"python -m monai.bundle run --config_file bundles/{bundle}/configs/inference.json --input scan.nii.gz"
         f" --checkpoint path/to/model_best.pt\n```",
+        *other_gpus,
         "Planned by",
         f"```\n{command}\n```",
     ]
-    if rows:
-        table = [_row("GPU (GiB)", "roi_size", "crops in a step", "estimate (GiB)"), _row(*["---"] * 4)]
-        table += [_row(row["gib"], row["roi_size"], row["crops"], row["estimate_gib"]) for row in rows]
-        parts[-2:-2] = [
-            "## Other GPUs",
-            _wrapped(
-                "By arithmetic on the steps measured here, in proportion to voxels; none of these was run, and"
-                " bfloat16 on a GPU takes less. Give `--roi_size` and `--crops_per_scan` or `--batch_size`."
-            ),
-            "\n".join(table),
-        ]
     return "\n\n".join(parts) + "\n"
 
 
@@ -171,6 +170,7 @@ def fingerprint_picture(fingerprint: Mapping[str, Any], path: Path) -> Path:
 
 
 def _dressed(axis: Any, x: str, y: str) -> None:
+    """Give axes their labels and the colours of the figure."""
     axis.set_facecolor("none")
     axis.set_xlabel(x, color=TEXT)
     axis.set_ylabel(y, color=TEXT)

@@ -64,7 +64,15 @@ class Budget(NamedTuple):
 
 
 class Crops(NamedTuple):
-    """Size of a crop, how many make a step, all steps that were measured, and the seconds of the chosen one."""
+    """What a training step is made of.
+
+    Attributes:
+        roi: size of a crop, voxels.
+        crops: how many of them make a step.
+        steps: all that were measured.
+        seconds: of the chosen step.
+        why: these crops.
+    """
 
     roi: tuple[int, int, int]
     crops: int
@@ -108,6 +116,7 @@ def target_spacing(fingerprint: Mapping[str, Any], budget: Budget) -> Decision:
 
 
 def _smallest_class(fingerprint: Mapping[str, Any]) -> tuple[str, float] | None:
+    """Return the class of the smallest median volume, and that volume in ml; None without classes."""
     volumes = [(held["median_ml"], name) for name, held in fingerprint["classes"].items() if held["cases"]]
     return (min(volumes)[1], min(volumes)[0]) if volumes else None
 
@@ -137,19 +146,21 @@ def fitted_roi(shape: Sequence[int], voxels: float) -> tuple[int, int, int]:
 # --- memory ---------------------------------------------------------------------------------------
 
 
-def _line(steps: Sequence[Step]) -> tuple[float, float]:
+def _memory_line(steps: Sequence[Step]) -> tuple[float, float]:
     """Return bytes without any crop and bytes per voxel, by least squares over measured steps."""
-    fair = [step for step in steps if step.crops > 1] or steps  # of one small crop most is what compiling takes
-    voxels, peaks = [step.voxels for step in fair], [step.peak for step in fair]
+    several = [step for step in steps if step.crops > 1] or steps  # with one small crop, most is what compiling takes
+    voxels, peaks = [step.voxels for step in several], [step.peak for step in several]
     if len(set(voxels)) < 2:
         return 0.0, peaks[0] / voxels[0]
     slope, base = np.polyfit(voxels, peaks, 1)
     return max(0.0, float(base)), max(1.0, float(slope))
 
 
-def _fitted(steps: Sequence[Step], shape: Sequence[int], most: int, size: str, device: str) -> tuple[Any, int]:
+def _fitted(
+    steps: Sequence[Step], shape: Sequence[int], most: int, size: str, device: str
+) -> tuple[tuple[int, int, int], int]:
     """Return crop and number of crops that fit into so many bytes, by arithmetic on measured steps."""
-    base, slope = _line(steps)
+    base, slope = _memory_line(steps)
     voxels = (RESERVE * most - base) / slope
     roi = fitted_roi(shape, min(LARGEST[size, device], voxels / CROPS[0]))
     return roi, max(1, min(CROPS[1], int(voxels // math.prod(roi))))
@@ -189,8 +200,8 @@ def choose_crops(
             roi, crops = smaller, CROPS[0]
         else:
             raise ValueError(
-                f"memory_gib {budget.bytes / GIB:.1f} is too little for size {budget.size}, whose smallest step takes"
-                f" {steps[0].peak / GIB:.1f} GiB; give more, or --size tiny"
+                f"--memory_gib {budget.bytes / GIB:.1f} is too little for size {budget.size}, whose smallest step takes"
+                f" {steps[0].peak / GIB:.1f} GiB; give more" + (", or --size tiny" if budget.size == "base" else "")
             )
     last = found[0]
     why = (
@@ -207,10 +218,10 @@ def _covered(roi: Sequence[int], shape: Sequence[int]) -> float:
 
 def presets(steps: Sequence[Step], shape: Sequence[int], size: str) -> list[dict[str, Any]]:
     """Return crops for GPUs of several sizes, by arithmetic on the measured steps; none of them was run."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for gib in PRESETS:
         roi, crops = _fitted(steps, shape, gib * GIB, size, "cuda")
-        base, slope = _line(steps)
+        base, slope = _memory_line(steps)
         needed = base + slope * crops * math.prod(roi)
         rows.append({"gib": gib, "roi_size": list(roi), "crops": crops, "estimate_gib": round(needed / GIB, 2)})
     return [row for row in rows if row["estimate_gib"] <= row["gib"]]
@@ -222,59 +233,43 @@ def presets(steps: Sequence[Step], shape: Sequence[int], size: str) -> list[dict
 def intensity(fingerprint: Mapping[str, Any]) -> Decision:
     """Return the transform that scales intensities: a fixed range of HU for CT, else each scan by its own values."""
     counts, channels = fingerprint["modality"], fingerprint["channels"]
+    image, to_unit = {"keys": "image"}, {"b_min": 0.0, "b_max": 1.0, "clip": True}
     share = counts["CT"] / max(1, counts["CT"] + counts["other"])
     if share >= MIXED:
-        inside = [held["foreground"] for held in channels.values()]
-        low = min(held["percentile_0.5"] for held in inside)
-        high = max(held["percentile_99.5"] for held in inside)
-        wide = max(high - low, NARROWEST)
-        low, high = (low + high - wide) / 2, (low + high + wide) / 2
-        hu = [5 * math.floor(low / 5), 5 * math.ceil(high / 5)]
-        why = "0.5 and 99.5 percentiles of the foreground in HU" + (
-            f", widened to {NARROWEST:g} HU" if wide == NARROWEST else ""
-        )
+        hu, why = _window(channels)
         if share <= 1 - MIXED:
             return Decision(
-                {
-                    "_target_": "mambamim_nets.bundle.ScaleCTOrMRd",
-                    "keys": "image",
-                    "hu": hu,
-                    "percentiles": [0.5, 99.5],
-                },
+                {"_target_": "mambamim_nets.bundle.ScaleCTOrMRd", **image, "hu": hu, "percentiles": [0.5, 99.5]},
                 f"{counts['CT']} scans are CT and {counts['other']} are not; CT: {why}; others: their own percentiles",
             )
         return Decision(
-            {
-                "_target_": "ScaleIntensityRanged",
-                "keys": "image",
-                "a_min": hu[0],
-                "a_max": hu[1],
-                "b_min": 0.0,
-                "b_max": 1.0,
-                "clip": True,
-            },
+            {"_target_": "ScaleIntensityRanged", **image, "a_min": hu[0], "a_max": hu[1], **to_unit},
             f"CT, since lowest values lie below -500; {why}",
         )
     zeros = max(held["zeros"] for held in channels.values())
     if zeros >= STRIPPED:
         return Decision(
-            {"_target_": "NormalizeIntensityd", "keys": "image", "nonzero": True, "channel_wise": True},
+            {"_target_": "NormalizeIntensityd", **image, "nonzero": True, "channel_wise": True},
             f"not in HU, and {zeros:.0%} of the cropped image is exactly 0, as where the skull was taken away: mean and"
             " deviation of what is not 0",
         )
     return Decision(
-        {
-            "_target_": "ScaleIntensityRangePercentilesd",
-            "keys": "image",
-            "lower": 0.5,
-            "upper": 99.5,
-            "b_min": 0.0,
-            "b_max": 1.0,
-            "clip": True,
-            "channel_wise": True,
-        },
+        {"_target_": "ScaleIntensityRangePercentilesd", **image, "lower": 0.5, "upper": 99.5, **to_unit,
+         "channel_wise": True},
         "not in HU: each scan's own 0.5 and 99.5 percentiles",
-    )
+    )  # fmt: skip
+
+
+def _window(channels: Mapping[str, Any]) -> tuple[list[int], str]:
+    """Return the range of HU that CT is scaled from, a multiple of 5 at both ends, and why."""
+    foregrounds = [held["foreground"] for held in channels.values()]
+    low = min(held["percentile_0.5"] for held in foregrounds)
+    high = max(held["percentile_99.5"] for held in foregrounds)
+    width = max(high - low, NARROWEST)
+    low, high = (low + high - width) / 2, (low + high + width) / 2
+    widened = f", widened to {NARROWEST:g} HU" if width == NARROWEST else ""
+    hu = [5 * math.floor(low / 5), 5 * math.ceil(high / 5)]
+    return hu, f"0.5 and 99.5 percentiles of the foreground in HU{widened}"
 
 
 def augmentation(fingerprint: Mapping[str, Any], spacing: Sequence[float], names: Sequence[str]) -> Decision:

@@ -185,7 +185,7 @@ def _metadata(
     regions = {name: [names[value] for value in values] for name, values in targets.regions.items()}
     side = ["16*n"] * 3
     sides = " x ".join(f"{edge:g}" for edge in decisions["spacing"].value)
-    scaled = kind.startswith("Scale")
+    scaled = kind.rpartition(".")[2].startswith("Scale")
     return {
         "schema": shared["schema"],
         "version": "0.1.0",
@@ -304,8 +304,8 @@ def refuse_edits(output: Path, files: Mapping[str, str]) -> None:
     """
     if changed := edited(output, files):
         raise ValueError(
-            f"output {output}: {some(changed)} would be written over, and is not as planning left it; see --compare,"
-            " then move your edits to another bundle, or give another --output"
+            f"--output {output}: {some(changed)} would be written over, and is not as planning left it; see --compare,"
+            " then move your edits to another bundle, or give another folder"
         )
 
 

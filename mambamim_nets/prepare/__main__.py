@@ -106,6 +106,7 @@ def prepare(
 
 
 def _recipe(spacing: Any, intensity: str) -> Recipe:
+    """Return the recipe of a store by its options, which are checked."""
     try:
         edges = tuple(float(edge) for edge in to_spacing(spacing))
     except (ValueError, TypeError):
@@ -118,6 +119,7 @@ def _recipe(spacing: Any, intensity: str) -> Recipe:
 
 
 def _all_of(source: Source) -> list[Found]:
+    """Return what a source holds; a source without a volume is refused."""
     found = list(found_in(source))
     if not found:
         raise ValueError(f"source {str(source.path)!r} holds no volume: no file of {', '.join(ENDINGS)}, and no DICOM")
@@ -130,6 +132,7 @@ def _part_of(found: Found, parts: int) -> int:
 
 
 def _check_filter(expression: str, found: Sequence[Found]) -> None:
+    """Refuse a filter that names what no volume of these files can have."""
     names = Filter(expression).names
     if "duplicate" in names:
         raise ValueError(
@@ -154,6 +157,7 @@ def _prepared(
     axes: str | None,
     filter: str | None,
 ) -> str:
+    """Prepare what is new or has changed of this part; arguments of `prepare`, checked. Return what was done."""
     index = Index(folder, part, parts, [filter, axes])
     for source in sources:
         root = str(source.path if source.path.is_dir() else source.path.parent)
@@ -200,6 +204,11 @@ def _foreseen(found: Sequence[Found], recipe: Recipe, axes: str | None) -> str:
 
 
 def _verified(folder: Path) -> str:
+    """Read back every volume of a store; return what was found.
+
+    Raises:
+        ValueError: that lists the volumes that are not as they were written.
+    """
     read_recipe(folder)
     lines: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
     for path in sorted(folder.glob("index/*.jsonl")):
@@ -211,8 +220,7 @@ def _verified(folder: Path) -> str:
         found = [broken(folder, line) for line in several]
         if all(found):  # of two lines for one volume, the older one describes a file that was replaced
             problems.append(found[-1])
-    known = {name for name in lines}
-    stray = [path for path in folder.glob("volumes/*/*.b2nd") if path.stem not in known]
+    stray = [path for path in folder.glob("volumes/*/*.b2nd") if path.stem not in lines]
     if problems:
         raise ValueError(
             f"{len(problems)} of {len(lines)} volumes are broken; delete their files, and the command that prepared"

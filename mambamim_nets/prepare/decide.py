@@ -30,25 +30,31 @@ class Prepared(NamedTuple):
     line: dict[str, Any]
 
 
-def modality(said: str | None, values: Any, recipe: Recipe) -> str:
-    """Return what a volume is taken for: as the recipe says, or a header, or else by air, which only CT has below 0."""
+def modality(stated: str | None, values: Any, recipe: Recipe) -> str:
+    """Return what a volume is taken for, such as "CT": as the recipe says, as is stated, or else by the air of CT.
+
+    Args:
+        stated: by its header or a table; None: nowhere.
+        values: array or tensor of its voxels.
+        recipe: of the store.
+    """
     if recipe.intensity != "ct_or_mr":
         return recipe.intensity.upper()
-    return said or ("CT" if float(values.min()) < recipe.air else "MR")
+    return stated or ("CT" if float(values.min()) < recipe.air else "MR")
 
 
-def prepared(image: MetaTensor, said: str | None, recipe: Recipe) -> Prepared:
+def prepared(image: MetaTensor, stated: str | None, recipe: Recipe) -> Prepared:
     """Bring a scan to the grid and the types of a store.
 
     Args:
         image: (1, D, H, W) float32 with its affine in RAS mm.
-        said: modality by its header or a table; None: by its values.
+        stated: modality by its header or a table; None: by its values.
         recipe: of the store.
 
     Raises:
         ValueError: nothing of it is foreground.
     """
-    kind, findings = modality(said, image, recipe), dict[str, str]()
+    kind, findings = modality(stated, image, recipe), dict[str, str]()
     if objection := modality_objection("ct" if kind == "CT" else "mr", image):
         findings["intensity"] = f"taken for {kind}: {objection}"
     if (count := len(np.unique(np.asarray(image)[0, ::2, ::2, ::2]))) < FEWEST_VALUES:
@@ -110,6 +116,14 @@ def _stored(values: np.ndarray, kind: str) -> tuple[np.ndarray, float]:
 
 
 def _shape_findings(spacing: list[float], shape: tuple[int, ...], recipe: Recipe, share: float) -> dict[str, str]:
+    """Return what is odd about the grid of a volume.
+
+    Args:
+        spacing: of the scan, mm.
+        shape: of the volume as it is stored, voxels.
+        recipe: of the store.
+        share: of the voxels that are foreground.
+    """
     found = {}
     sides = [side * edge for side, edge in zip(shape, recipe.spacing, strict=True)]
     if max(spacing) > COARSEST:

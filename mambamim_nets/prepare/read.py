@@ -31,8 +31,8 @@ __all__ = [
     "Source",
     "found_in",
     "read_voxels",
-    "said_modality",
     "sources_of",
+    "stated_modality",
     "subject_of",
     "volumes_of",
 ]
@@ -205,6 +205,7 @@ def _subject(path: str) -> str:
 
 
 def _holds_dicom(folder: str, files: Sequence[str]) -> bool:
+    """Return whether a folder holds DICOM: by the endings of its files, or by the first bytes of some without one."""
     if any(file.lower().endswith(DICOM) for file in files):
         return True
     for file in [file for file in files if "." not in file or file.replace(".", "").isdigit()][:PROBED]:
@@ -248,6 +249,9 @@ def volumes_of(found: Found, axes: str | None) -> tuple[list[Scan], list[Refused
     Args:
         found: a file or a folder of DICOM.
         axes: where the axes of files point that do not say so, such as "RAS"; None: those are refused.
+
+    Returns:
+        The volumes whose headers are sound, and those that are refused.
     """
     try:
         if not found.dicom:
@@ -277,8 +281,13 @@ def volumes_of(found: Found, axes: str | None) -> tuple[list[Scan], list[Refused
 def read_voxels(found: Found, scan: Scan, axes: str | None) -> tuple[MetaTensor | None, str]:
     """Read the voxels of a volume, all of it, and judge them.
 
+    Args:
+        found: the file or folder.
+        scan: the volume in it.
+        axes: as in `volumes_of`.
+
     Returns:
-        (1, D, H, W) float32 with its affine, or None with the reason.
+        (1, D, H, W) float32 with its affine in RAS mm, or None; and why the volume cannot be used, "" if it can.
     """
     try:
         if scan.series is None and format_of(found.file) is NIBABEL:
@@ -296,7 +305,7 @@ def read_voxels(found: Found, scan: Scan, axes: str | None) -> tuple[MetaTensor 
     return image, "; ".join(image_problems(found.path, volume, 1, alone=True))
 
 
-def said_modality(found: Found, scan: Scan) -> str | None:
+def stated_modality(found: Found, scan: Scan) -> str | None:
     """Return the modality that a table or a DICOM header gives; None where neither does."""
     dataset = None if scan.series is None else scan.series.dataset
     return (found.modality or "").upper() or (str(dataset.get("Modality") or "") if dataset is not None else "") or None
@@ -312,4 +321,5 @@ def subject_of(found: Found, scan: Scan) -> str:
 
 
 def _why(error: BaseException) -> str:
+    """Return the kind of an error and what it says, on one line of at most about 200 characters."""
     return f"{type(error).__name__}, {' '.join(str(error).split())[:200] or 'no reason given'}"

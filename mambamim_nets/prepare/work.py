@@ -19,7 +19,7 @@ from mambamim_nets.bundle.data.memory import MARGIN, ScanMemory, free_memory
 from mambamim_nets.bundle.data.store import Recipe
 from mambamim_nets.bundle.data.store_filter import Filter
 from mambamim_nets.prepare.decide import prepared
-from mambamim_nets.prepare.read import Found, Refused, Scan, read_voxels, said_modality, subject_of, volumes_of
+from mambamim_nets.prepare.read import Found, Refused, Scan, read_voxels, stated_modality, subject_of, volumes_of
 from mambamim_nets.prepare.write import write_volume
 
 __all__ = ["Done", "Job", "in_processes", "work_on"]
@@ -49,7 +49,12 @@ class Job(NamedTuple):
 
 
 class Done(NamedTuple):
-    """What became of a job: its lines of the index, or nothing yet, since a volume needs more than its share."""
+    """What became of a job.
+
+    Attributes:
+        job: which it was.
+        lines: of the index, for each volume of it; None: nothing was done, since a volume needs more than the share.
+    """
 
     job: Job
     lines: list[dict[str, Any]] | None
@@ -86,6 +91,7 @@ def work_on(job: Job) -> Done:
 
 
 def _refusal(refused: Refused, job: Job) -> dict[str, Any]:
+    """Return what a line says of a volume that is not stored, with the options that may have refused it."""
     asked = [job.filter, job.axes]
     return {"series": refused.series, "refused": refused.reason, "again": refused.again, "asked": asked}
 
@@ -99,7 +105,7 @@ def _store(job: Job, scan: Scan, memory: ScanMemory, origin: Mapping[str, Any]) 
     if image is None or problem:
         return Refused(series, problem)
     try:
-        array, line = prepared(image, said_modality(found, scan), job.recipe)
+        array, line = prepared(image, stated_modality(found, scan), job.recipe)
     except ValueError as error:
         return Refused(series, f"{found.path}: {error}")
     del image

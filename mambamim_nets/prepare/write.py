@@ -43,7 +43,7 @@ def keep_recipe(folder: Path, recipe: Recipe) -> None:
 
 
 def write_volume(folder: Path, name: str, array: np.ndarray) -> dict[str, Any]:
-    """Write a volume whole or not at all; returns the size and the hash of its file.
+    """Write a volume whole or not at all; return the size and the hash of its file.
 
     Raises:
         OSError: it cannot be written.
@@ -114,6 +114,7 @@ class Index:
         return bool(lines) and len(lines) >= lines[0]["lines"]
 
     def _holds(self, line: Mapping[str, Any]) -> bool:
+        """Return whether a line still holds: its volume is there, or it would be refused again."""
         if "refused" in line:
             return not line["again"] and line["asked"] == self.asked
         with contextlib.suppress(OSError):
@@ -133,7 +134,7 @@ class Index:
             os.fsync(file.fileno())
 
     def close(self) -> dict[str, int]:
-        """Sort the index, drop what newer lines replace, and write the tables; returns how many volumes there are."""
+        """Sort the index, drop what newer lines replace, and write the tables; return how many volumes there are."""
         lines = self._newest(index_lines(self.path))
         self._write(lines)
         every = [line for group in lines.values() for line in group]

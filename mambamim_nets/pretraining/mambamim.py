@@ -75,6 +75,16 @@ class DecoderStage(nn.Module):
         self.fuse = _ConvNormAct(out_channels * (1 if skip_channels is None else 2), out_channels)
 
     def forward(self, x: Tensor, skip: Tensor | None, visible: Tensor) -> Tensor:
+        """Decode one stage.
+
+        Args:
+            x: (B, in, D, H, W), D_{i+1}.
+            skip: (N, skip, b, b, b), the visible blocks of S_i; None where the stage has none.
+            visible: (B, 1, d, h, w) bool.
+
+        Returns:
+            (B, out, 2 D, 2 H, 2 W), D_i.
+        """
         x = self.refine(self.up(x))
         if self.token is not None and skip is not None:
             x = torch.cat([unpack(self.project(skip), visible, self.project(self.token)), x], dim=1)

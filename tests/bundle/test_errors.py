@@ -111,6 +111,7 @@ def test_a_folder_that_cannot_be_written_does_not_hide_the_sentence(tmp_path):
     assert words.startswith("fold 7 must be 0..4 (traceback: ")
 
 
+@pytest.mark.slow
 def test_programs_other_than_monai_bundle_keep_their_excepthook():
     code = (
         "import sys; from mambamim_nets.bundle import errors; errors.install(); "

@@ -43,6 +43,7 @@ def gradients(network, loss, x):
     return [parameter.grad for parameter in network.parameters()], kept
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_gradients_and_keys_stay_and_memory_falls(case):
     torch.manual_seed(0)
@@ -91,6 +92,7 @@ def test_freed_memory_is_used_again():
     assert found["reuse"] < found["default"] / 3
 
 
+@pytest.mark.slow
 def test_the_peak_is_that_of_the_process_and_not_of_the_one_that_started_it():
     program = "from mambamim_nets.bundle.runtime import peak_memory; print(peak_memory())"
     held = torch.ones(2**28)  # 1 GiB here

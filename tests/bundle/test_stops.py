@@ -14,6 +14,8 @@ from mambamim_nets.bundle import stops
         ({"checkpoints": 1}, {}, "before its first checkpoint: the same command starts it again"),
         ({"checkpoints": 1}, {"resume": "auto", "last": 1}, "the same command goes on from there"),
         ({"checkpoints": 1}, {"resume": False, "last": 1}, "the same command with --resume true goes on from there"),
+        ({"checkpoints": {"every": 0}}, {"last": 1}, "holds it up to where it was last saved: the same command goes"),
+        ({"checkpoints": {}}, {"last": 1}, "holds it up to its last whole epoch: the same command goes on from there"),
         ({"checkpoints": 1}, {"eval_dir": "x"}, "stopped the evaluation; its tables are not complete"),
         ({}, {}, "the scans that are done are in"),
     ],

@@ -48,6 +48,7 @@ def test_a_compiled_run_resumes_uncompiled_and_segments_compiled(workflow, data,
     assert np.array_equal(*found)
 
 
+@pytest.mark.slow
 def test_compiled_pretraining_leaves_an_encoder_with_its_own_keys(workflow, data, tmp_path):
     options = {"dataset_dir": str(data), "output_dir": str(tmp_path), "max_epochs": 1, "compile": "true"}
     run(workflow, "pretrain", ["train"], "train#trainer", **options)

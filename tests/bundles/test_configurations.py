@@ -148,6 +148,7 @@ def test_a_handler_in_front_of_the_others_changes_none_of_them(workflow, data_of
     made.finalize()
 
 
+@pytest.mark.slow
 def test_weights_are_promoted_whatever_handler_comes_first(workflow, data, tmp_path):
     options = {"dataset_dir": str(data), "output_dir": str(tmp_path), "ema": 0.5}
     trained = in_front(workflow, "msd_seg", ["train"], **options, max_epochs=1, val_interval=1)
@@ -192,6 +193,7 @@ def test_an_override_that_a_bundle_of_the_zoo_takes(workflow, data, key, value, 
     assert found(workflow("msd_seg", **options).parser.get_parsed_content) == value
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("key", "value", "found"),
     [

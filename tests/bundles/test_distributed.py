@@ -148,7 +148,7 @@ def test_the_handlers_that_only_rank_0_runs_are_those_that_write(name):
         base["writer"],
         *(handler for part in ("train", "validate") for handler in base.get(part, {}).get("handlers", [])),
     ]
-    for part in parts:
+    for part in (ConfigParser(base).get(part[1:]) if isinstance(part, str) else part for part in parts):
         writes = part["_target_"].split(".")[-1] in ("SummaryWriter", "StatsHandler", "TensorBoardStatsHandler")
         assert part.get("_disabled_") == ("@other_process" if writes else None)
     assert base["other_process"] is False and override["other_process"] == "$mb.process_rank() > 0"

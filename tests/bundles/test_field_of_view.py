@@ -40,6 +40,7 @@ def results(bundle_run, bundle: str, image: nib.Nifti1Image, folder: Path, **opt
     return bare, wide[inside]
 
 
+@pytest.mark.slow
 def test_a_padded_crop_gives_the_result_of_the_bare_one(bundle_run, data, tmp_path):
     scan = nib.load(min((data / "imagesTs").iterdir()))
     bare, wide = results(bundle_run, "msd_seg", scan, tmp_path)
@@ -72,6 +73,7 @@ def trained(workflow, data, tmp_path_factory):
     return folder / "model_best.pt"
 
 
+@pytest.mark.slow
 def test_weights_say_what_they_saw(trained, data):
     record = read_record(trained)
     assert record["mirrored"] == [] and set(record["seen"]["volumes_ml"]) == {"anterior", "posterior"}

@@ -51,6 +51,7 @@ def results(workflow, scans, network_file, tmp_path_factory):
     return segment(workflow, network_file, scans, tmp_path_factory.mktemp("results"))
 
 
+@pytest.mark.slow
 def test_every_scan_of_a_folder_has_a_result_and_a_picture_of_its_name(scans, results):
     assert sorted(results) == sorted(p.name.replace(".nii.gz", "_seg.nii.gz") for p in scans.iterdir())
     pictures = next(iter(results.values())).parent.glob("*_preview.png")

@@ -34,6 +34,7 @@ def test_regions_come_back_as_the_label_map_they_were_made_of(workflow, data_of,
     assert torch.equal(targets.label_map(targets.masks(label).float()).long(), label)
 
 
+@pytest.mark.slow
 def test_exclusive_classes_train_and_segment_and_regions_refuse_their_weights(workflow, data_of, tmp_path):
     data = data_of("kits23_seg")
     options = {"dataset_dir": str(data), "output_dir": str(tmp_path / "run")}

@@ -141,6 +141,7 @@ def test_points_survive_the_preprocessing_of_training(data_of, tmp_path):
         assert float(decode(item)["error"].max()) < 0.2, "a tenth of a voxel"
 
 
+@pytest.mark.slow
 def test_a_cache_on_disk_trains_and_validates_as_one_in_memory_does(workflow, data_of, tmp_path):
     states = []
     for cache, configs in (("memory", ["train"]), ("disk", ["train", "disk_cache"])):

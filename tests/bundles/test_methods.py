@@ -33,7 +33,7 @@ def segmentation(encoder):
 
 @pytest.mark.parametrize(
     "method",
-    [pytest.param(name, marks=[] if name in ("mae", "voco") else [pytest.mark.slow]) for name in METHODS],
+    [pytest.param(name, marks=[] if name == "mae" else [pytest.mark.slow]) for name in METHODS],
 )
 def test_a_method_trains_an_epoch_and_leaves_an_encoder(workflow, data, tmp_path, method):
     options = {**SMALL, **OWN.get(method, {}), "dataset_dir": str(data), "output_dir": str(tmp_path), "max_epochs": 1}
@@ -61,6 +61,7 @@ def test_a_method_is_a_small_file_of_known_keys():
     assert wrong == {}
 
 
+@pytest.mark.slow
 def test_vanilla_mamba_is_pre_trained_by_the_methods_that_fit_it(workflow, data, tmp_path):
     for configs in (["train", "networks/vanilla_mamba"], ["train", "methods/simmim", "networks/vanilla_mamba"]):
         folder = tmp_path / "_".join(Path(name).stem for name in configs)
@@ -73,6 +74,7 @@ def test_vanilla_mamba_is_pre_trained_by_the_methods_that_fit_it(workflow, data,
         made.parser.get_parsed_content("network")
 
 
+@pytest.mark.slow
 def test_another_method_does_not_continue_a_run(workflow, data, tmp_path):
     options = {**SMALL, "dataset_dir": str(data), "output_dir": str(tmp_path), "max_epochs": 1}
     made = workflow("pretrain", ["train", "methods/simmim"], **options)

@@ -99,7 +99,7 @@ def test_base_is_the_published_network(network):
     assert round(millions, 2) == PARAMETERS[network]
 
 
-@slow_but_for("segresnet", "mm_unet")
+@slow_but_for("mm_unet")
 def test_it_trains_evaluates_and_segments(workflow, data, weights, network, tmp_path):
     path = weights(network)
     record = record_of(read_state(path))
@@ -121,7 +121,7 @@ def test_it_trains_evaluates_and_segments(workflow, data, weights, network, tmp_
         assert set(np.unique(np.asarray(result.dataobj))) <= {0, 1, 2}
 
 
-@slow_but_for("dynunet")
+@slow_but_for()
 def test_it_can_learn_one_crop_by_heart(workflow, data, network, tmp_path):
     options = {"dataset_dir": str(data), "output_dir": str(tmp_path), "crops_per_scan": 1, **window(network)}
     made = workflow("msd_seg", ["train", *parts(network)], **options)

@@ -26,6 +26,7 @@ def test_an_encoder_that_scans_in_both_directions(bundle_run, reliability, data,
     reliability("Weights", "--pretrained: an encoder that scans in both directions", outcome)
 
 
+@pytest.mark.slow
 def test_a_classifier_with_another_mlp(bundle_run, reliability, tmp_path):
     path = saved(tmp_path / "model.pt", NNMambaClassifier(width=4, mlp_width=8))
     outcome = bundle_run("brain_cls", pretrained=path, max_epochs=1, phantom={"kind": "dementia", "cases": 20})

@@ -113,6 +113,7 @@ def test_weights_of_another_classifier_are_refused(bundle_run, reliability, tmp_
     reliability("Weights", "weights of a classifier of another width", outcome)
 
 
+@pytest.mark.slow
 def test_what_is_trained_with_another_network_says_so_and_is_found_again(bundle_run, data, tmp_path):
     """What was recorded as HyMamba before: a network that the command line chooses."""
     chosen = {"_target_": "SegResNet", "in_channels": 1, "out_channels": 3, "init_filters": 8}
@@ -127,6 +128,7 @@ def test_what_is_trained_with_another_network_says_so_and_is_found_again(bundle_
     assert outcome.status == 0, outcome.log[-3000:]
 
 
+@pytest.mark.slow
 def test_weights_say_the_spacing_that_their_preprocessing_had(bundle_run, reliability, data, tmp_path):
     options = {"dataset_dir": str(data), "max_epochs": 1, "val_interval": 1}
     outcome = bundle_run("msd_seg", **options, **{"train#preprocessing#transforms#3#pixdim": [1.5, 1.5, 1.5]})
@@ -138,6 +140,7 @@ def test_weights_say_the_spacing_that_their_preprocessing_had(bundle_run, reliab
     reliability("Weights", "weights whose spacing was changed in their preprocessing alone", outcome)
 
 
+@pytest.mark.slow
 def test_fine_tuning_at_other_values_than_the_pre_training_says_so_in_one_line(bundle_run, reliability, data, tmp_path):
     outcome = bundle_run("pretrain", sources=[str(data)], max_epochs=1, output_dir=str(tmp_path / "pretrained"))
     assert outcome.status == 0, outcome.log[-3000:]

@@ -70,7 +70,9 @@ def assert_identical(a, b, where="checkpoint"):
             id="msd_seg in a worker, averaged",
             marks=pytest.mark.slow,
         ),
-        pytest.param("fetal_landmarks", {"num_workers": 0, "val_interval": 3}, id="fetal_landmarks"),
+        pytest.param(
+            "fetal_landmarks", {"num_workers": 0, "val_interval": 3}, id="fetal_landmarks", marks=pytest.mark.slow
+        ),
     ],
 )
 def test_an_interrupted_run_ends_bit_exactly_where_an_uninterrupted_one_does(
@@ -126,6 +128,7 @@ def test_resume_true_demands_a_run(workflow, data, tmp_path):
         run(workflow, "msd_seg", tmp_path / "new", data, resume="true")
 
 
+@pytest.mark.slow
 def test_a_worse_validation_after_resuming_keeps_the_best_model(workflow, data, finished, tmp_path):
     state = saved(finished)
     assert state["best_epoch"] == 1
@@ -252,6 +255,7 @@ def test_a_handler_that_only_shows_something_may_be_put_in_front(workflow, data,
     assert "finished, nothing left to train" in caplog.text
 
 
+@pytest.mark.slow
 def test_changes_that_are_asked_for_take_effect_and_are_recorded(again, copied, reliability):
     options = {"max_epochs": 3, "learning_rate": 0.004, "weight_decay": 0.5, "warmup_epochs": 0}
     outcome = again(**options, resume_with_changes=True)
@@ -269,6 +273,7 @@ def test_changes_that_are_asked_for_take_effect_and_are_recorded(again, copied, 
     reliability("Training runs", "resuming with other settings and --resume_with_changes true", outcome, words)
 
 
+@pytest.mark.slow
 def test_more_iterations_in_an_epoch_keep_the_schedule_in_its_epoch(again, copied):
     outcome = again(max_epochs=2, batch_size=1, warmup_epochs=0, resume_with_changes=True)
     state = saved(copied)
@@ -277,6 +282,7 @@ def test_more_iterations_in_an_epoch_keep_the_schedule_in_its_epoch(again, copie
     assert (schedule["last_epoch"], schedule["t_total"]) == (8, 8)
 
 
+@pytest.mark.slow
 def test_another_optimiser_starts_without_a_past(again, copied):
     changes = {"optimizer": {"_target_": "torch.optim.SGD", "params": "$@network.parameters()", "lr": 0.1}}
     outcome = again(max_epochs=2, **changes, resume_with_changes=True)
@@ -284,6 +290,7 @@ def test_another_optimiser_starts_without_a_past(again, copied):
     assert "optimizer#_target_" in saved(copied)["changes"][0]["changes"]
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_an_earlier_version_is_compared_by_what_it_holds(again, copied, reliability):
     state = saved(copied)
     held = {key: state["identity"][key] for key in ("task", "size", "scan", "fold", "seed", "ema")}
@@ -373,6 +380,7 @@ def test_best_weights_that_the_checkpoint_cannot_give_back_are_said_to_be_gone(a
     reliability("Training runs", "a model_best.pt that was moved away", again(), "cannot give it back")
 
 
+@pytest.mark.slow
 def test_pretraining_writes_an_encoder_that_is_missing_or_old(workflow, data, tmp_path):
     run(workflow, "pretrain", tmp_path, data, max_epochs=1)
     whole = saved(tmp_path, "encoder.pt")
@@ -387,6 +395,7 @@ def test_pretraining_writes_an_encoder_that_is_missing_or_old(workflow, data, tm
 # --- faults while it runs -------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_full_disk_keeps_the_checkpoint_before(again, copied, monkeypatch, reliability):
     before = (copied / "checkpoint_last.pt").read_bytes()
 

@@ -65,7 +65,8 @@ def segment(workflow, name, source, folder, weights, **options):
 
 
 every_bundle = pytest.mark.parametrize(
-    "name", [*(pytest.param(name, marks=pytest.mark.slow) for name in ("btcv_seg", "amos_seg")), "brats_seg", "msd_seg"]
+    "name",
+    [*(pytest.param(name, marks=pytest.mark.slow) for name in ("btcv_seg", "amos_seg", "brats_seg")), "msd_seg"],
 )
 
 
@@ -168,6 +169,7 @@ def split_channels(scan: Path, folder: Path, case: str) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_four_files_give_the_label_map_of_one_with_four_channels(workflow, done, brats_scan, tmp_path):
     it = done("brats_seg")
     source = split_channels(brats_scan, tmp_path / "scans", "BraTS2021_00000")
@@ -178,6 +180,7 @@ def test_four_files_give_the_label_map_of_one_with_four_channels(workflow, done,
     assert (tmp_path / "out" / "BraTS2021_00000_preview.png").is_file()
 
 
+@pytest.mark.slow
 def test_channel_order_says_how_channels_are_stored(workflow, done, brats_scan, tmp_path):
     it = done("brats_seg")
     image, stored = nib.load(brats_scan), ["t2", "t1", "flair", "t1ce"]
@@ -191,6 +194,7 @@ def test_channel_order_says_how_channels_are_stored(workflow, done, brats_scan, 
     assert not np.array_equal(untold["scan_seg.nii.gz"], reference)
 
 
+@pytest.mark.slow
 def test_case_folders_are_evaluated_as_4d_files_are(workflow, done, tmp_path):
     it = done("brats_seg")
     names = {}
@@ -210,6 +214,7 @@ def test_case_folders_are_evaluated_as_4d_files_are(workflow, done, tmp_path):
     assert (tmp_path / "folders" / "eval" / "BraTS2021_00000_overlay.png").is_file()
 
 
+@pytest.mark.slow
 def test_another_value_of_the_enhancing_label(workflow, data_of, tmp_path):
     data = Path(shutil.copytree(data_of("brats_seg"), tmp_path / "data"))
     for path in (data / "labelsTr").iterdir():
@@ -232,6 +237,7 @@ def test_another_value_of_the_enhancing_label(workflow, data_of, tmp_path):
 # --- weights from painted crops -------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_starter_recipe_trains_on_painted_crops_alone(workflow, data_of, tmp_path):
     data = data_of("btcv_seg")
     label = sorted((data / "labelsTr").iterdir())[0]
@@ -255,6 +261,7 @@ def test_a_mistyped_option_is_refused(command, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_broken_scan_does_not_stop_the_others(command, data, tmp_path):
     folder = tmp_path / "scans"
     folder.mkdir()

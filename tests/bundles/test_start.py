@@ -224,6 +224,7 @@ def test_a_training_that_is_stopped_says_how_to_go_on(data, tmp_path):
     assert held["epoch"] >= 1
 
 
+@pytest.mark.slow
 def test_an_inference_that_is_interrupted_says_how_to_go_on(data, network_file, tmp_path):
     out = tmp_path / "out"
     process = started(

@@ -1,10 +1,15 @@
 """Pre-training from a prepared store: it trains, validates, resumes bit for bit, and on other numbers of processes."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 import torch
-from helpers import BUNDLES, finished, refused
+from helpers import BUNDLES, environment, finished, refused, table
 from ignite.engine import Events
 from torch.testing import assert_close
 
@@ -45,10 +50,14 @@ def run(workflow, store, folder, *configs, stop_in_epoch=None, **options):
     return made
 
 
-def test_a_stopped_run_goes_on_with_the_same_samples_bit_for_bit(workflow, store, tmp_path):
+@pytest.mark.slow
+def test_a_stopped_run_goes_on_with_the_same_samples_bit_for_bit(workflow, store, data, tmp_path):
+    """The run that is stopped has a probe, the other one has none: it changes nothing."""
     configs = ("store", "store_validation")
     options = {"held_out": 0.3, "val_iterations": 1}
     run(workflow, store, tmp_path / "whole", *configs, **options)
+    configs = (*configs, "probe")
+    options |= {"probe_dir": str(data), "probe_labels": {"anterior": 1, "posterior": 2}, "probe_interval": 2}
     run(workflow, store, tmp_path / "parts", *configs, stop_in_epoch=3, **options)
     assert saved(tmp_path / "parts")["epoch"] == 2
     store.rename(store.with_name("moved"))  # it is the same store wherever it lies
@@ -62,8 +71,36 @@ def test_a_stopped_run_goes_on_with_the_same_samples_bit_for_bit(workflow, store
     assert 0 < whole["best_metric"] == parts["best_metric"], "the loss of the best validation"
     assert whole["identity"]["epoch_iterations"] == 2 and whole["identity"]["validation cases"]
     assert not set(whole["identity"]["validation cases"]) & set(whole["identity"]["training cases"])
+    probed = [row["probe_dice"] for row in table(tmp_path / "parts" / "progress.csv")]
+    assert not probed[0] and 0 < float(probed[1]) < 1 and 0 < float(probed[2]) < 1
+    assert [path.name for path in (tmp_path / "parts" / "reconstructions").iterdir()] == ["00003.png"]
     encoder = saved(tmp_path / "whole", "encoder.pt")
     assert all(torch.equal(encoder[key], value) for key, value in saved(tmp_path / "parts", "encoder.pt").items())
+
+
+@pytest.mark.slow
+def test_a_queue_that_ends_a_run_costs_no_step(workflow, store, tmp_path, small):
+    """SIGTERM for the whole group of processes, as from Slurm or torchrun: also for the one that loads data."""
+    configs = [str(BUNDLES / "pretrain" / "configs" / f"{name}.json") for name in ("train", "store")]
+    options = {key: value for key, value in small["pretrain"].items() if key != "device"}
+    options |= {**OPTIONS, "epoch_iterations": 40, "max_epochs": 1, "store": str(store), "num_workers": 1}
+    line = [sys.executable, "-m", "monai.bundle", "run", "--config_file", str(configs)]
+    for key, value in {**options, "output_dir": tmp_path / "parts", "checkpoint_iterations": 2}.items():
+        line += [f"--{key}", str(value)]
+    process = subprocess.Popen(
+        line, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    end = time.monotonic() + 500
+    while not (tmp_path / "parts" / "checkpoint_last.pt").is_file() and time.monotonic() < end:
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGTERM)
+    output, _ = process.communicate(timeout=200)
+    assert process.returncode == 143 and "Traceback" not in output, output[-3000:]
+    assert output.strip().splitlines()[-1].endswith("where it was last saved: the same command goes on from there")
+    stopped = saved(tmp_path / "parts")["trainer"]["iteration"]
+    assert 2 <= stopped < 40 and f"stopped after step {stopped}, in epoch 1" in output
+    made = run(workflow, store, tmp_path / "parts", "store", epoch_iterations=40, max_epochs=1, stop_in_epoch=1)
+    assert made.parser.get_parsed_content("train#trainer").state.iteration == stopped + 1, "it goes on with the next"
 
 
 @pytest.mark.slow
@@ -88,6 +125,16 @@ def test_what_does_not_belong_together_is_refused(bundle_run, store, data):
     assert "filter \"modality = 'CT'\" must compare names with values" in outcome.last
 
 
+def test_an_estimate_trains_nothing(bundle_run, store, tmp_path):
+    few = {"estimation#steps": 2, "estimation#warmup": 1, "accumulate": 2, "held_out": 0.3, "val_iterations": 1}
+    end = bundle_run("pretrain", ["train", "store", "store_validation"], store=str(store), estimate=True, **few)
+    assert end.status == 0 and "what this run takes" in end.log and "25000 of 4 crops" in end.log, end.log[-3000:]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["estimate.json"]
+    found = json.loads((tmp_path / "out" / "estimate.json").read_text())
+    assert found["steps"] == 25000 and found["seconds of a validation"] > 0 and found["store"]["volumes"] > 1
+    assert "accumulate 3 must divide" in bundle_run("pretrain", ["train", "store"], store=str(store), accumulate=3).last
+
+
 def test_the_configuration_of_the_store_comes_last():
     with refused("store.json must be the last of the configurations, after multi_gpu_train.json"):
         training_sampler([], items=Store.__new__(Store))
@@ -100,9 +147,9 @@ def test_a_data_set_beside_a_store_is_refused(bundle_run, store, data):
 
 def test_the_overlays_name_only_keys_that_are_there():
     train = json.loads((BUNDLES / "pretrain" / "configs" / "train.json").read_text())
-    for name in ("store", "store_validation"):
+    for name in ("store", "store_validation", "probe"):
         overlay = json.loads((BUNDLES / "pretrain" / "configs" / f"{name}.json").read_text())
-        assert {key.split("#")[0] for key in overlay if "#" in key} <= set(train)
+        assert {key.lstrip("+").split("#")[0] for key in overlay if "#" in key} <= set(train) | {"estimation"}
 
 
 @pytest.mark.slow
@@ -118,7 +165,7 @@ def test_two_processes_go_on_with_what_one_began_and_end_where_it_does(workflow,
     options = {key: value for key, value in small["pretrain"].items() if key != "device"}
     options |= {**OPTIONS, **plain, "config_file": files, "store": str(store)}
     two_processes(
-        {**options, "output_dir": str(tmp_path / "both")},
+        {**options, "output_dir": str(tmp_path / "both"), "accumulate": 2},
         {**options, "output_dir": str(tmp_path / "two")},
         cwd=tmp_path,
     )

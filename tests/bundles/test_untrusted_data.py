@@ -78,6 +78,7 @@ def test_one_image_as_two_cases(bundle_run, reliability, copied, how):
     reliability("Data sets", f"one image as two cases, {how}", outcome)
 
 
+@pytest.mark.slow
 def test_a_training_image_that_is_tested_too(bundle_run, reliability, copied):
     content = json.loads((copied / "dataset.json").read_text())
     shutil.copy(copied / content["training"][0]["image"], copied / "tested.nii.gz")

@@ -11,7 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from helpers import BUNDLES
+from helpers import BUNDLES, option
 
 from mambamim_nets.checkpoint import stamped
 from mambamim_nets.cross_validate.runs import CrossValidation, cross_validation
@@ -74,10 +74,6 @@ def work(data, tmp_path) -> Callable[..., CrossValidation]:
         return cross_validation(**{**usual, **changes})
 
     return make
-
-
-def option(arguments: Sequence[str], name: str) -> str:
-    return arguments[arguments.index(f"--{name}") + 1]
 
 
 class Fake:

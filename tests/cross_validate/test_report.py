@@ -6,7 +6,6 @@ import math
 
 import pytest
 
-from mambamim_nets.cross_validate.pictures import box_figure
 from mambamim_nets.cross_validate.report import conclude, read_metrics, score
 
 
@@ -69,8 +68,3 @@ def test_a_case_without_structures_has_the_best_score():
     nothing = {"a": {"dice": math.nan}, "b": {"dice": math.nan}}
     assert score(nothing) == 1.0
     assert score({"a": {"dice": 0.5}, "b": {"dice": math.nan}}) == 0.5
-
-
-def test_boxes_leave_out_what_is_not_finite():
-    figure = box_figure({"a": [0.5, math.nan, 0.75], "b": [math.nan]}, "title")
-    assert [text.get_text() for text in figure.axes[0].get_xticklabels()] == ["a", "b"]

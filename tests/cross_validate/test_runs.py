@@ -1,13 +1,9 @@
 """From the options to commands: candidates, folds, and what is refused before anything runs."""
 
 import pytest
-from helpers import BUNDLES
+from helpers import BUNDLES, option
 
 from mambamim_nets.cross_validate.runs import candidates_of
-
-
-def option(arguments, name):
-    return arguments[arguments.index(f"--{name}") + 1] if f"--{name}" in arguments else None
 
 
 def test_a_fold_is_trained_and_then_evaluated_on_what_it_held_out(work, tmp_path, data):
@@ -73,7 +69,9 @@ def test_weights_to_start_from_are_for_training_alone(work, tmp_path):
     ],
     ids=lambda value: str(*value.items()) if isinstance(value, dict) and value else "",
 )
-def test_options_that_are_refused(work, changes, words):
+def test_options_that_are_refused(work, changes, words, reliability):
     with pytest.raises((ValueError, OSError)) as caught:
         work(**changes)
     assert words in str(caught.value)
+    given = "; ".join(f"{name} {value}" for name, value in changes.items())
+    reliability("Cross-validation", given, caught.value)

@@ -137,6 +137,7 @@ def test_pre_training_reaches_every_parameter(fill):
     assert [name for name, p in model.named_parameters() if p.grad is None] == []
 
 
+@pytest.mark.slow
 def test_pre_training_loss_falls_and_ignores_hidden_voxels():
     torch.manual_seed(0)
     d, h, w = torch.meshgrid(*(torch.linspace(-1, 1, 32) for _ in range(3)), indexing="ij")
@@ -218,6 +219,7 @@ def test_it_overfits_one_case():
         assert dice > 0.9, f"class {k}: Dice {dice:.3f}"
 
 
+@pytest.mark.slow
 def test_bfloat16_autocast_trains_both_ways():
     torch.manual_seed(0)
     network = MambaUNETR(1, 3, size="tiny")

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from mambamim_nets.ops import selective_scan
-from mambamim_nets.ops.recurrence import naive, native, on_cpu
+from mambamim_nets.ops.recurrence import naive, native, on_cpu, parallel
 from mambamim_nets.ops.recurrence.native import CHUNK, LANES
 
 LENGTHS = [1, 7, CHUNK - 1, CHUNK, CHUNK + 1, 63, 64, 65, 129]
@@ -92,6 +92,32 @@ def test_naive_on_two_steps_by_hand() -> None:
     second = torch.exp(torch.tensor(-0.25)) * first + 0.25 * 1.0 * 2.0
     assert_close(y.flatten(), torch.stack([torch.tensor(2 * first), 4 * second]))
     assert_close(h.flatten(), second.reshape(1))
+
+
+@pytest.mark.parametrize("length", [1, 2, 5, 8, 33])
+@pytest.mark.parametrize("groups", [1, 3])
+def test_parallel_scan_equals_the_loop_with_all_gradients(length: int, groups: int) -> None:
+    generator = torch.Generator().manual_seed(length)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    inputs = [normal(2, length, 6), normal(2, length, 6).exp(), -normal(6, 4).exp()]
+    inputs = [tensor.requires_grad_() for tensor in (*inputs, *(normal(2, groups, length, 4) for _ in range(2)))]
+    results = []
+    for scan in (parallel, naive):
+        y, state = scan(*inputs)
+        loss = (y * torch.linspace(-1, 1, y.numel()).view_as(y)).sum() + state.square().sum()
+        results.append((y, state, *torch.autograd.grad(loss, inputs, allow_unused=True, materialize_grads=True)))
+    for ours, theirs in zip(*results, strict=True):
+        assert_close(ours, theirs, atol=1e-10, rtol=1e-10)
+
+
+def test_parallel_scan_survives_strong_decay() -> None:
+    u, delta = torch.ones(1, 600, 2), torch.full((1, 600, 2), 50.0)
+    A, matrix = torch.tensor([[-16.0, -1e-4]]).expand(2, 2), torch.ones(1, 1, 600, 2)
+    for ours, theirs in zip(parallel(u, delta, A, matrix, matrix), naive(u, delta, A, matrix, matrix), strict=True):
+        assert_close(ours, theirs, atol=1e-4, rtol=1e-5)
 
 
 @pytest.mark.parametrize("length", LENGTHS)

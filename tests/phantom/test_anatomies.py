@@ -5,20 +5,10 @@ import json
 import nibabel as nib
 import numpy as np
 import pytest
-from painted_maps import BTCV, SPACING, blocks, write_organs
+from painted_maps import BTCV, SPACING, blocks
 
 from mambamim_nets.phantom.anatomies import NAMES, SHELLS, TISSUES, Anatomy, read_anatomy, tissue_of
 from mambamim_nets.phantom.anatomies import with_surroundings as surrounded
-
-
-@pytest.fixture(scope="module")
-def organs(tmp_path_factory):
-    return write_organs(tmp_path_factory.mktemp("organs"))
-
-
-@pytest.fixture(scope="module")
-def anatomy(organs):
-    return read_anatomy(organs, BTCV, SPACING)
 
 
 def number(anatomy, name):

@@ -2,24 +2,14 @@
 
 import numpy as np
 import pytest
-from painted_maps import BTCV, SPACING, blocks, write_organs
+from painted_maps import BTCV, blocks
 
-from mambamim_nets.phantom.anatomies import Anatomy, read_anatomy
+from mambamim_nets.phantom.anatomies import Anatomy
 from mambamim_nets.phantom.anatomies import with_surroundings as surrounded
 from mambamim_nets.phantom.organs import Organ
 from mambamim_nets.phantom.painting import IGNORED, paint, target_values
 
 KIDNEYS = {1: "right kidney", 2: "left kidney"}
-
-
-@pytest.fixture(scope="module")
-def organs(tmp_path_factory):
-    return write_organs(tmp_path_factory.mktemp("organs"))
-
-
-@pytest.fixture(scope="module")
-def anatomy(organs):
-    return read_anatomy(organs, BTCV, SPACING)
 
 
 SHAPE = (24, 20, 22)

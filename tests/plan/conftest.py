@@ -70,6 +70,11 @@ def written(tmp_path) -> Callable[..., Path]:
     return write
 
 
+def config_of(bundle: Path, name: str = "train") -> dict[str, Any]:
+    """Return a configuration of a bundle as it is written."""
+    return json.loads((bundle / "configs" / f"{name}.json").read_text())
+
+
 def boxes(seed: int, classes: Sequence[int], side: int = 32, shape: Sequence[int] | None = None) -> tuple[Any, Any]:
     """Return a CT-like image of noise and a label map with a small box of each class, in a place of its own."""
     random = np.random.default_rng(seed)

@@ -34,7 +34,7 @@ def test_a_case_is_measured_along_the_axes_of_the_network(tmp_path):
     assert (found["shape"], found["spacing"], found["cropped"]) == ([20, 30, 10], [2.0, 3.0, 5.0], [12, 16, 7])
     assert found["classes"] == {"1": {"voxels": 51, "ml": 51 * 0.03, "parts": 2, "largest": round(50 / 51, 4)}}
     (channel,) = found["channels"]
-    assert channel["lowest"] == -1000 and channel["air"] == 0.0 and set(channel["foreground"]) == {50.0}
+    assert channel["lowest"] == -1000 and set(channel["foreground"]) == {50.0}
 
 
 def test_a_stopped_reading_goes_on_and_a_changed_file_is_read_again(written, tmp_path, monkeypatch):

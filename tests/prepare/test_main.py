@@ -2,22 +2,18 @@
 
 import errno
 import json
-import os
 import shutil
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 from helpers import environment, refused
 from store_files import lines_of, rows_of, store_of, write_scan, write_sources
 
-from mambamim_nets.bundle.data.store import Recipe, Store
+from mambamim_nets.bundle.data.store import Store
 from mambamim_nets.prepare import __main__ as main
 from mambamim_nets.prepare import write
 from mambamim_nets.prepare.__main__ import prepare
-from mambamim_nets.prepare.read import Found
-from mambamim_nets.prepare.work import Job, work_on
 
 
 @pytest.fixture
@@ -89,24 +85,27 @@ def test_what_changed_is_prepared_again_and_what_is_gone_stays(tmp_path, store, 
     ],
     ids=["spacing", "intensity"],
 )
-def test_another_recipe_is_refused(store, sources, options, words):
-    with refused(*words):
+def test_another_recipe_is_refused(store, sources, options, words, reliability):
+    with refused(*words) as end:
         store_of(store, sources, **options)
+    reliability("Stores", f"more volumes with another {next(iter(options))}", end.value)
 
 
-def test_a_recipe_changed_by_hand_is_refused(store):
+def test_a_recipe_changed_by_hand_is_refused(store, reliability):
     path = store / "store.json"
     path.write_text(path.read_text().replace("2.0", "1.0"))
-    with refused("was changed by hand"):
+    with refused("was changed by hand") as end:
         Store(store)
+    reliability("Stores", "a recipe that was changed by hand", end.value)
 
 
-def test_a_truncated_volume_is_found_and_made_again(store, sources):
+def test_a_truncated_volume_is_found_and_made_again(store, sources, reliability):
     path = next(store.glob("volumes/*/*"))
     content = path.read_bytes()
     path.write_bytes(content[:-100])
-    with refused("1 of 4 volumes are broken", path.name):
+    with refused("1 of 4 volumes are broken", path.name) as end:
         prepare(str(store), verify=True)
+    reliability("Stores", "a volume that is cut short", end.value, hide=r"[\w-]*-[0-9a-f]{16}\b|\d{5,}")
     assert "1 files or series done, 3 known before" in store_of(store, sources)
     assert path.read_bytes() == content
     assert prepare(str(store), verify=True).startswith("4 volumes")
@@ -121,7 +120,7 @@ def test_a_changed_bit_is_found(store):
         prepare(str(store), verify=True)
 
 
-def test_a_full_disk_ends_the_command_and_the_next_one_goes_on(tmp_path, sources, monkeypatch):
+def test_a_full_disk_ends_the_command_and_the_next_one_goes_on(tmp_path, sources, monkeypatch, reliability):
     room = iter([True, True, False])
 
     def full(path, write_file):
@@ -130,9 +129,10 @@ def test_a_full_disk_ends_the_command_and_the_next_one_goes_on(tmp_path, sources
         return atomic(path, write_file)
 
     atomic = write.atomic_write
-    with monkeypatch.context() as patched, refused("--store", "No space left on device", "make room"):
+    with monkeypatch.context() as patched, refused("--store", "No space left on device", "make room") as end:
         patched.setattr(write, "atomic_write", full)
         store_of(tmp_path / "store", sources)
+    reliability("Stores", "a disk that is full", end.value)
     assert "2 files or series done, 2 known before; 4 volumes" in store_of(tmp_path / "store", sources)
 
 
@@ -163,10 +163,11 @@ def test_a_source_that_vanishes_while_it_is_prepared_is_a_row_of_the_table(tmp_p
         store_of(tmp_path / "store", tmp_path / "nowhere")
 
 
-def test_two_sources_of_one_name_are_not_mixed_up(tmp_path, store):
+def test_two_sources_of_one_name_are_not_mixed_up(tmp_path, store, reliability):
     other = write_sources(tmp_path / "other" / "scans", scans=1)
-    with refused("source 'scans' of this store lies in", "give the new one another name"):
+    with refused("source 'scans' of this store lies in", "give the new one another name") as end:
         store_of(store, other)
+    reliability("Stores", "another source of a name that is there", end.value)
     prepare(str(store), sources=[{"path": str(other), "name": "second"}], spacing=[2.0, 2.0, 2.0])
     assert sorted({item["source"] for item in Store(store)}) == ["scans", "second"]
     with refused("different names", "scans"):
@@ -191,9 +192,10 @@ def test_a_filter_leaves_volumes_out_and_another_one_looks_again(tmp_path, sourc
         ("__import__('os')", "must compare names with values"),
     ],
 )
-def test_a_filter_is_checked_before_any_work(tmp_path, sources, expression, words):
-    with refused(words):
+def test_a_filter_is_checked_before_any_work(tmp_path, sources, expression, words, reliability):
+    with refused(words) as end:
         store_of(tmp_path / "store", sources, filter=expression)
+    reliability("Stores", f"--filter {expression}", end.value)
     assert not (tmp_path / "store").exists()
 
 
@@ -207,16 +209,18 @@ def test_a_filter_is_checked_before_any_work(tmp_path, sources, expression, word
         ({"assume_axes": "XYZ"}, "assume_axes 'XYZ' must be three letters"),
     ],
 )
-def test_options_are_checked(tmp_path, sources, options, words):
-    with refused(words):
+def test_options_are_checked(tmp_path, sources, options, words, reliability):
+    with refused(words) as end:
         store_of(tmp_path / "store", sources, **options)
+    reliability("Stores", " ".join(f"--{name} {value}" for name, value in options.items()), end.value)
 
 
-def test_a_folder_of_something_else_is_refused(tmp_path, sources):
+def test_a_folder_of_something_else_is_refused(tmp_path, sources, reliability):
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.tex").touch()
-    with refused("holds other files, such as chapter.tex"):
+    with refused("holds other files, such as chapter.tex") as end:
         store_of(tmp_path / "thesis", sources)
+    reliability("Stores", "a folder with other files", end.value)
 
 
 def test_a_dry_run_says_what_there_is_and_writes_nothing(tmp_path, sources):
@@ -250,11 +254,3 @@ def test_the_part_of_a_volume_does_not_depend_on_what_else_there_is(tmp_path, so
     store_of(tmp_path / "after", sources, part=1, parts=2)
     before, after = (set(files(tmp_path / name)) for name in ("before", "after"))
     assert before <= after and not {name for name in after - before if "first" not in name}
-
-
-def test_a_volume_too_large_for_its_share_of_the_memory_is_left_for_the_end(sources, tmp_path):
-    job = Job(Found("scans", str(sources), "sub-00/ct_0.nii.gz"), tmp_path, Recipe((2.0, 2.0, 2.0)))
-    assert work_on(job._replace(share=1000)).lines is None
-    done = work_on(job._replace(share=2**30)).lines
-    assert done is not None and np.isfinite(done[0]["quantiles"]).all()
-    assert not any(name.startswith(".part") for _, _, names in os.walk(tmp_path) for name in names)

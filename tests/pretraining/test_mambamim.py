@@ -77,6 +77,7 @@ def test_toki_starts_as_a_smoothed_interpolation_of_gain_one():
     torch.testing.assert_close(filled, torch.ones_like(filled), atol=0.03, rtol=0)
 
 
+@pytest.mark.slow
 def test_overfitting_rebuilds_structure_inside_hidden_patches():
     d, h, w = torch.meshgrid(*(torch.linspace(-1, 1, 32) for _ in range(3)), indexing="ij")
     x = torch.stack([(d**2 + h**2 + w**2).sqrt(), d + h * w])[None]

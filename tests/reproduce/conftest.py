@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import BUNDLES
+from helpers import BUNDLES, option
 
 from mambamim_nets.reproduce.plan import Budget
 
@@ -48,11 +48,6 @@ def budget(data, tmp_path) -> Callable[..., Budget]:
         "finetune": {},
     }
     return lambda **changes: Budget(**{**usual, **changes})
-
-
-def option(arguments: Sequence[str], name: str) -> str | None:
-    """Return the value of an option of a command."""
-    return arguments[arguments.index(f"--{name}") + 1] if f"--{name}" in arguments else None
 
 
 def write_summary(folder: Path, anterior: float, posterior: float, cases: int = 2) -> None:

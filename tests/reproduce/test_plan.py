@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from helpers import BUNDLES
+from helpers import BUNDLES, option
 from monai.bundle import ConfigParser
 
 from mambamim_nets.reproduce.__main__ import parser
@@ -15,10 +15,6 @@ from mambamim_nets.reproduce.plan import Run, _effective, _slug, make_plan, tabl
 TABLES = tables()["tables"]
 READ = tables()["pretrain_options"]
 ROWS = [(name, row) for name, table in TABLES.items() for row in table["rows"]]
-
-
-def option(step, name):
-    return step[step.index(f"--{name}") + 1] if f"--{name}" in step else None
 
 
 def names(plan):

@@ -196,7 +196,7 @@ def case_name(path: str | Sequence[str]) -> str:
     return Path(first).name.removesuffix(".gz").removesuffix(".nii")
 
 
-def source_sampler(items: Sequence[Mapping[str, Any]], seed: int = 0) -> WeightedRandomSampler | None:
+def source_sampler(items: Sequence[Mapping[str, Any]]) -> WeightedRandomSampler | None:
     """Return a sampler that honours the weights of the sources, or None if all weights are equal.
 
     A source of weight w is drawn w times as often as one of weight 1, whatever the sizes of the two; an epoch has as

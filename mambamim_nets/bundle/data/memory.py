@@ -2,20 +2,17 @@
 
 What a scan takes is worked out from its header before the work begins, since a kernel that runs out of memory ends the
 whole run without a word. The estimate against the peak of the process, by tests/benchmarks/scan_memory.py on an x86-64
-CPU, one thread, 26 November 2026; GiB, without the margin that a refusal adds:
-    scan, 1 mm        channels  classes  to mm       peak  estimate
-    200 x 200 x 200   1         4        1.5         0.66  0.68
-    200 x 200 x 200   1         4        0.8         1.50  1.57
-    200 x 200 x 200   4         3        1.5         0.75  0.74
-    200 x 200 x 100   1         14       0.7         3.02  3.07
-    300 x 300 x 250   1         14       1.2         5.67  5.87
-    360 x 360 x 300   1         5        1.5         3.25  3.62
-    200 x 200 x 200   1         14       1.5         0.75  0.80   label map alone brought back
-A whole run of btcv_seg, inference.json as it stands, on 400 x 400 x 300 voxels of 0.8 x 0.8 x 1 mm peaked at 2.6 GiB
-above one on 40^3 voxels where 2.0 are estimated (the label map alone brought back), and with --max_gib 20 at 7.6 where
-6.6 are (/usr/bin/time -f %M, the same machine and day); the margin covers that. Rows 4 to 7 and these whole runs were
-measured before the first channel of a scan was kept for its preview, 4 bytes a voxel, which estimates now add. The
-activations of the network in one batch of windows are the same for every scan, and not part of it.
+CPU, one thread, 27 November 2026; GiB, without the margin that a refusal adds:
+    scan                  channels  classes  mm to mm     peak  estimate
+    200 x 200 x 200       1         4        1   to 1.5   0.30  0.26
+    200 x 200 x 200       1         4        1   to 0.8   0.95  0.96
+    200 x 200 x 200       4         3        1   to 1.5   0.75  0.74
+    160 x 160 x 280       1         14       2   to 4     0.41  0.32
+    200 x 200 x 100       1         14       1   to 0.7   2.07  2.02
+    256 x 256 x 450       1         14       2   to 4     0.64  0.71   label map alone brought back, max_gib 0.5
+They include the preview and the row of a scan; of all but rows 4 and 6 before intensities were summed plane by plane.
+With --probabilities the estimate was not compared with a peak. The activations of the network in one batch of windows
+are the same for every scan, and not part of it.
 """
 
 import logging
@@ -37,6 +34,7 @@ logger = logging.getLogger("mambamim_nets")
 GIB = 2**30
 READERS = 4  # threads that read headers
 MARGIN = 1.4  # of an estimate, for what reports and the heap take
+SLAB = 2**19  # voxels of the scan's grid that results are brought back to at once
 NO_LIMIT = 2**60  # bytes: what a control group without a limit says
 # files of a control group that hold its limit and its use, and in memory.stat what of that gives way: files in cache
 GROUP_2 = ("memory.max", "memory.current", "inactive_file")
@@ -113,6 +111,7 @@ class ScanMemory:
         device: of the network. With a GPU, results are kept there or, where they do not fit, by the CPU.
         remedy: what a person may do where there is too little.
         input_size: voxels that a scan is cropped or padded to after resampling; None: it keeps them all.
+        probabilities: whether these are wanted on the scan's own grid too.
     """
 
     spacing: Sequence[float]
@@ -121,6 +120,7 @@ class ScanMemory:
     device: torch.device | str = "cpu"
     remedy: str = "crop the scan, or use a machine with more memory"
     input_size: Sequence[int] | None = None
+    probabilities: bool = False
 
     def grid(self, header: Header) -> tuple[int, ...]:
         """Return the number of voxels along each axis after resampling."""
@@ -166,7 +166,7 @@ class ScanMemory:
         return voxels * channels * (header.itemsize + 17) + resampled * (48 + 8 * channels)
 
     def work(self, header: Header, channels: int) -> int:
-        """Return the bytes that the results take at most: as logits, as probabilities, and brought back."""
+        """Return the bytes that the results take at most: as logits, as probabilities, brought back, and written."""
         voxels, resampled = math.prod(header.shape[:3]), math.prod(self.grid(header))
         if not self.outputs:
             return 4 * resampled * channels
@@ -174,9 +174,13 @@ class ScanMemory:
         blended = loaded + resampled * (4 * channels + 8 * self.outputs + 8)
         if self.max_gib is None:
             return blended + 8 * self.outputs * resampled
-        if 4 * voxels * self.outputs > self.max_gib * GIB:  # the label map alone is brought back
-            return max(blended, loaded + resampled * (14 * self.outputs + 24) + 42 * voxels)
-        return max(blended, loaded + resampled * (16 * self.outputs + 8) + voxels * (8 * self.outputs + 34))
+        decided_first = 4 * voxels * self.outputs > self.max_gib * GIB  # the label map alone is brought back
+        back = loaded + resampled * (4 * channels + (4 * self.outputs + 9 if decided_first else 12 * self.outputs))
+        back += SLAB * (60 + 14 * (1 if decided_first else self.outputs))
+        if self.probabilities:  # on the scan's grid, and once more as they are turned
+            back += 8 * voxels * self.outputs
+        reported = loaded + 10 * voxels + (4 * voxels * self.outputs if self.probabilities else 0)
+        return max(blended, back + 3 * voxels, reported)
 
     def refusal(self, header: Header, channels: int) -> str:
         """Return why a scan is too large for the memory that is free; "" if it is not, or if that is unknown."""

@@ -158,7 +158,7 @@ class StoreCrops(Dataset[dict[str, torch.Tensor]]):
 
 
 class StoreSampler(Sampler[int]):
-    """The numbers of the samples that one process takes in an epoch.
+    """The numbers of the samples that one process takes in an epoch, or in what is left of it.
 
     Args:
         batch_size: samples of a step, over all processes.
@@ -184,15 +184,19 @@ class StoreSampler(Sampler[int]):
             )
         self.batch_size, self.iterations = batch_size, iterations
         self.share = batch_size // self.processes
-        self.epoch = 1
+        self.step = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Go to an epoch; the first one is 1."""
-        self.epoch = epoch
+        """Go to the first step of an epoch; the first epoch is 1."""
+        self.set_step((epoch - 1) * self.iterations)
+
+    def set_step(self, step: int) -> None:
+        """Go to a step of the run, which may be in the midst of an epoch; the first step is 0."""
+        self.step = step
 
     def __iter__(self) -> Iterator[int]:
-        first = (self.epoch - 1) * self.iterations
-        for step in range(first, first + self.iterations):
+        first = self.step
+        for step in range(first, (first // self.iterations + 1) * self.iterations):
             start = step * self.batch_size + self.rank * self.share
             yield from range(start, start + self.share)
 

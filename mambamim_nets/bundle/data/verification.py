@@ -18,6 +18,7 @@ import logging
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -126,10 +127,7 @@ def check_images(
     memory: ScanMemory | None = None,
 ) -> None:
     """Check images that must all be right and all be different; arguments and errors as of `check_labelled`."""
-
-    def inspect(item: Mapping[str, Any]) -> Findings:
-        return _inspect_alone(item, in_channels)
-
+    inspect = partial(_inspect_alone, in_channels=in_channels)
     rule, too_large = _image_rule(in_channels), _size_check(memory, in_channels)
     _refuse(cases, _run(cases, ("image",), inspect, rule, cache_file, workers, "check images", too_large))
 
@@ -183,11 +181,8 @@ def check_unlabelled(
     Raises:
         ValueError: fewer than `min_keep` images remain, or one of them is also `unseen`, by path or by voxels.
     """
-
-    def inspect(item: Mapping[str, Any]) -> Findings:
-        return _inspect_alone(item, in_channels)
-
     every = [*unseen, *items]
+    inspect = partial(_inspect_alone, in_channels=in_channels)
     rule, too_large = _image_rule(in_channels), _size_check(memory, in_channels)
     found = _run(every, ("image",), inspect, rule, cache_file, workers, "check images", too_large)
     repeated = copies(every, [finding.digests for finding in found])

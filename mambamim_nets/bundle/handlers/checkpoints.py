@@ -1,4 +1,4 @@
-"""Checkpoints of a run: the whole state of every epoch, what is exported from it, resuming, and averaged weights."""
+"""Checkpoints of a run: its whole state after epochs or steps, what is exported from it, resuming, averaged weights."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -9,10 +9,20 @@ import torch
 import torch.distributed as dist
 from ignite.engine import Events
 from ignite.handlers import EMAHandler
+from ignite.metrics import Metric
 from monai.engines import Evaluator, Trainer
 from torch import Tensor, nn
 
-from mambamim_nets.bundle.checkpoint_files import BEST, ENCODER, LAST, holds, load_state, read_checkpoint, save
+from mambamim_nets.bundle.checkpoint_files import (
+    BEST,
+    ENCODER,
+    LAST,
+    holds,
+    keep_copy,
+    load_state,
+    read_checkpoint,
+    save,
+)
 from mambamim_nets.bundle.files import only_run, release, remove_leftovers, some, write_text
 from mambamim_nets.bundle.handlers.epoch_log import TrainingCurves
 from mambamim_nets.bundle.handlers.event_files import drop_rows_after
@@ -24,6 +34,7 @@ from mambamim_nets.bundle.handlers.identity import (
     effective,
     run_settings,
 )
+from mambamim_nets.bundle.handlers.stop_signals import StopSignals
 from mambamim_nets.bundle.handlers.training_ranges import TrainingRanges
 from mambamim_nets.bundle.runtime import bare, process_rank
 from mambamim_nets.checkpoint import non_finite, record_of, stamped
@@ -32,7 +43,7 @@ __all__ = ["Average", "Checkpoints"]
 
 logger = logging.getLogger("mambamim_nets")
 MOST_DIFFERENCES = 6
-EPOCH_ROW = "epoch"  # its rows in TensorBoard's files say where in them each epoch ends
+EPOCH_ROW = "epoch"  # its rows in TensorBoard's files say where in them each checkpoint was written
 
 
 class Average:
@@ -62,7 +73,7 @@ class Average:
 
 
 class Checkpoints:
-    """Save the whole state every epoch, export weights from it, and resume.
+    """Save the whole state every epoch, and between steps if wanted, export weights from it, and resume.
 
     ``checkpoint_last.pt`` holds network, optimiser, schedule, trainer (epoch, iteration), the best metric so far and
     the run's identity. Exports follow from it: ``model_best.pt``, the bare weights of the best epoch; with
@@ -70,6 +81,10 @@ class Checkpoints:
     left in ``state.best_files`` in a better epoch. They are written right after the checkpoint, and before anything
     else is trained, so what a kill between the two kept from being written is in the checkpoint, and resuming, also a
     finished run, writes it. Files are replaced whole or not at all. The last epoch is validated whatever the interval.
+
+    With ``every``, checkpoints are also written within an epoch: after so many steps, and when SIGTERM or SIGUSR1
+    comes. Then the running step is finished, its state saved and the program ended, in all processes at the same step.
+    A resumed run goes on with the next step; see ``EpochSeed``.
 
     Of several processes, rank 0 alone reads and writes. It decides what is resumed and gives the others the state, so
     that they need not share a disk. After each epoch, `progress.csv` and `progress.png` show what it came to.
@@ -92,6 +107,11 @@ class Checkpoints:
         writer: a TensorBoard SummaryWriter: what it had written after the checkpoint is dropped, since it is repeated.
             It is closed when the run ends.
         ranges: what training sees, for the record; None: the weights do not say.
+        every: steps of a run between its checkpoints within an epoch; 0: only where a signal stops it; None: a signal
+            ends the run at once, and only whole epochs are saved. Anything but None needs a sampler with `set_step`.
+        kept: how many checkpoints are kept, the last one among them; see ``keep_copy``.
+        metrics: of the trainer, by name: what they have summed up of an epoch is saved within it. On another number of
+            processes they begin anew in the rest of the epoch.
     """
 
     def __init__(
@@ -111,6 +131,9 @@ class Checkpoints:
         resume_with_changes: bool = False,
         writer: Any = None,
         ranges: TrainingRanges | None = None,
+        every: int | None = None,
+        kept: int = 1,
+        metrics: Mapping[str, Metric] | None = None,
     ) -> None:
         self.trainer, self.evaluator, self.network = trainer, evaluator, network
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
@@ -118,7 +141,8 @@ class Checkpoints:
         self.averaging = average
         self.average = average.network if average is not None and average.handler else None
         self.early_stopping, self.record, self.writer, self.ranges = early_stopping, record, writer, ranges
-        self.with_changes = resume_with_changes
+        self.with_changes, self.every, self.kept, self.metrics = resume_with_changes, every, kept, dict(metrics or {})
+        self.signals: StopSignals | None = None
         self.settings, self.changes = Settings({}, {}), cast(list[dict[str, Any]], [])
         self.curves = TrainingCurves(folder)
 
@@ -147,8 +171,14 @@ class Checkpoints:
             self.curves.start(self.trainer.state.epoch)
         if self.averaging is not None:
             self.averaging.attach(self.trainer)
+        if self.every is not None:
+            self.signals = StopSignals(self.trainer)
+            self.trainer.add_event_handler(Events.ITERATION_COMPLETED, self._after_step)
+            self.trainer.add_event_handler(Events.COMPLETED, self.signals.give_back)
         self.trainer.add_event_handler(Events.EPOCH_COMPLETED, self._save_epoch)
         left = self.trainer.state.epoch < self.trainer.state.max_epochs and not self._stalled()
+        if not left and self.signals is not None:
+            self.signals.give_back()
         if not left and process_rank() == 0:
             release(self.folder)
         return left
@@ -232,7 +262,7 @@ class Checkpoints:
     # --- resuming ---------------------------------------------------------------------------------
 
     def _restore(self, state: dict[str, Any], changed: list[Difference]) -> None:
-        path, epoch = self.folder / LAST, state["epoch"]
+        path, epoch, before = self.folder / LAST, state["epoch"], state["trainer"]["epoch_length"]
         self.changes = list(state.get("changes", []))
         if changed:
             named = {item.name: [item.held, item.here] for item in changed}
@@ -241,23 +271,42 @@ class Checkpoints:
         if self.average is not None:
             load_state(self.average, state.get("average", state["model"]), path)
         length = self.trainer.state.epoch_length
-        shape = state["trainer"]["epoch_length"] != length
+        shape = before != length
+        saved = state["trainer"].get("iteration", epoch * before)
+        step, whole = round(saved * length / before), saved % before == 0
         self._restore_steps(state, bool(changed) or shape, {item.name for item in changed})
         wanted = self.trainer.state.max_epochs
         most = max(wanted, epoch)
-        self.trainer.load_state_dict({"epoch": epoch, "epoch_length": length, "max_epochs": most})
+        self.trainer.load_state_dict({"iteration": step, "epoch_length": length, "max_epochs": most})
         self.trainer.state.max_epochs = most
+        if not whole:
+            self._restore_metrics(state.get("metrics", {}))
         if self.evaluator is not None and state["best_epoch"] > 0:
             self.evaluator.state.best_metric = state["best_metric"]
             self.evaluator.state.best_metric_epoch = state["best_epoch"]
             self.evaluator.state.epoch = state.get("validated_epoch", epoch)
             self.evaluator.state.best_files = dict(state.get("best_files", {}))
         if process_rank() == 0:
-            self._export(state["best_epoch"], epoch, record_of(state["model"]) or self.record, resumed=True)
+            record = record_of(state["model"]) or self.record
+            self._export(state["best_epoch"], epoch if whole else None, record, resumed=True)
             if self.writer is not None:
-                drop_rows_after(self.writer.log_dir, EPOCH_ROW, epoch)
+                drop_rows_after(self.writer.log_dir, EPOCH_ROW, saved)
         done = "finished, nothing left to train" if epoch >= wanted else f"continuing up to epoch {wanted}"
-        logger.info("resumed %s after epoch %d: %s", path, epoch, done)
+        where = f"epoch {epoch}" if whole else f"step {step} (in epoch {epoch + 1})"
+        logger.info("resumed %s after %s: %s", path, where, done)
+
+    def _restore_metrics(self, states: Mapping[str, Any]) -> None:
+        """Give metrics back what they had summed up of the epoch that goes on, once it has reset them."""
+
+        def load(trainer: Trainer) -> None:
+            for name, metric in self.metrics.items() if trainer.state.epoch == begun else ():
+                try:
+                    metric.load_state_dict(states.get(name, {}))
+                except ValueError:  # of another number of processes
+                    logger.info("%s of epoch %d is that of its last steps: it began on other processes", name, begun)
+
+        begun = self.trainer.state.epoch + 1
+        self.trainer.add_event_handler(Events.EPOCH_STARTED, load)
 
     def _restore_steps(self, state: dict[str, Any], changed: bool, names: set[str]) -> None:
         """Restore optimiser and schedule; where settings changed, their numbers and shape are the new ones."""
@@ -283,7 +332,7 @@ class Checkpoints:
 
     # --- saving -----------------------------------------------------------------------------------
 
-    def _require_finite(self, epoch: int) -> None:
+    def _require_finite(self, trainer: Trainer) -> None:
         """Refuse to replace sound files by weights that are not.
 
         Raises:
@@ -292,14 +341,39 @@ class Checkpoints:
         for network in filter(None, (bare(self.network), self.average)):
             if found := non_finite(network.state_dict()):
                 raise FloatingPointError(
-                    f"weights after epoch {epoch}: {found}, and must be finite; lower --learning_rate, or use --amp"
-                    f" false; {self.folder / LAST} holds the last epoch before that was saved"
+                    f"weights after epoch {trainer.state.epoch}: {found}, and must be finite; lower --learning_rate, or"
+                    f" use --amp false; {self.folder / LAST} holds the last epoch before that was saved"
                 )
 
+    def _after_step(self, trainer: Trainer) -> None:
+        """Save a step within an epoch, if it is its turn or a signal came, and obey the signal."""
+        assert self.signals is not None and self.every is not None
+        step = trainer.state.iteration
+        if step % trainer.state.epoch_length == 0:  # _save_epoch follows, once the epoch is validated
+            return
+        number = self.signals.noted()
+        if number or (self.every and step % self.every == 0):
+            self._save(trainer, None)
+        if number:
+            logger.info("stopped after step %d, in epoch %d", step, trainer.state.epoch)
+            self.signals.obey(number)
+
     def _save_epoch(self, trainer: Trainer) -> None:
-        self._require_finite(trainer.state.epoch)
         if self.evaluator is not None and trainer.state.epoch == trainer.state.max_epochs != self.evaluator.state.epoch:
             self.evaluator.run(trainer.state.epoch)  # val_interval left the last epoch out
+        self._save(trainer, trainer.state.epoch)
+        if process_rank() == 0:
+            self.curves.add(trainer, self.evaluator, self.optimizer.param_groups[0]["lr"])
+        if self._stalled():
+            trainer.terminate()
+        elif self.signals is not None and (number := self.signals.noted()):
+            self.signals.obey(number)
+
+    def _save(self, trainer: Trainer, epoch: int | None) -> None:
+        """Save the state after an epoch, or within one if it is None, and what follows from it."""
+        self._require_finite(trainer)
+        step, length = trainer.state.iteration, trainer.state.epoch_length
+        metrics = {name: metric.state_dict() for name, metric in self.metrics.items()} if epoch is None else {}
         if process_rank() == 0:
             best = self.evaluator.state if self.evaluator is not None else None
             state = {
@@ -307,7 +381,8 @@ class Checkpoints:
                 "optimizer": self.optimizer.state_dict(),
                 "lr_scheduler": self.lr_scheduler.state_dict(),
                 "trainer": dict(trainer.state_dict()),
-                "epoch": trainer.state.epoch,
+                "epoch": step // length,
+                "metrics": metrics,
                 "best_metric": float(best.best_metric) if best is not None else 0.0,
                 "best_epoch": int(best.best_metric_epoch) if best is not None else 0,
                 "validated_epoch": int(best.epoch) if best is not None else 0,
@@ -318,16 +393,15 @@ class Checkpoints:
             if self.average is not None:
                 state["average"] = self.average.state_dict()
             if self.writer is not None:
-                self.writer.add_scalar(EPOCH_ROW, trainer.state.epoch, trainer.state.iteration)
+                self.writer.add_scalar(EPOCH_ROW, step / length, step)
                 self.writer.flush()
             save(self.folder / LAST, state)
-            self._export(state["best_epoch"], trainer.state.epoch, self.record)
-            self.curves.add(trainer, self.evaluator, self.optimizer.param_groups[0]["lr"])
-        if self._stalled():
-            trainer.terminate()
+            if self.kept > 1:
+                keep_copy(self.folder / LAST, step, self.kept)
+            self._export(state["best_epoch"], epoch, self.record)
 
-    def _export(self, best_epoch: int, epoch: int, record: dict[str, Any] | None, resumed: bool = False) -> None:
-        """Write what follows from the checkpoint of an epoch; a resumed run writes what is missing or older."""
+    def _export(self, best_epoch: int, epoch: int | None, record: dict[str, Any] | None, resumed: bool = False) -> None:
+        """Write what follows from a checkpoint, of an epoch or within one; a resumed run writes what is missing."""
         weights: dict[str, dict[str, Tensor]] = {}
         if self.encoder:
             weights[ENCODER] = cast(nn.Module, bare(self.network).encoder).state_dict()
@@ -336,8 +410,8 @@ class Checkpoints:
             weights[BEST] = network.state_dict()
         elif resumed and best_epoch > 0 and not (self.folder / BEST).is_file():
             logger.warning(
-                "%s of epoch %d is gone, and the checkpoint of epoch %d cannot give it back: it is written again with "
-                "the next better validation", self.folder / BEST, best_epoch, epoch
+                "%s of epoch %d is gone, and a later checkpoint cannot give it back: it is written again with the next "
+                "better validation", self.folder / BEST, best_epoch
             )  # fmt: skip
         for name, state in weights.items():
             if not (resumed and holds(self.folder / name, state)):

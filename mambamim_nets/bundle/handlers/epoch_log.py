@@ -26,6 +26,7 @@ __all__ = ["EpochLog", "TrainingCurves", "ValidationLog", "curves_of", "read_pro
 logger = logging.getLogger("mambamim_nets")
 TABLE, PICTURE = "progress.csv", "progress.png"
 EPOCH, RATE, SECONDS = "epoch", "learning rate", "seconds"  # columns of every row
+PROBED = "probe_"  # how columns of a `LinearProbe` begin
 SHARE = 0.02  # of a run's time, that drawing may take
 SOONEST = 10.0  # seconds of a run before its first picture, unless it ends before
 
@@ -33,8 +34,8 @@ SOONEST = 10.0  # seconds of a run before its first picture, unless it ends befo
 class EpochLog:
     """Log every epoch of a training: its number of how many, its loss, and when the whole run will be done.
 
-    The time is that of the epochs since this start, with their validations. The learning rate becomes a curve of
-    TensorBoard. Attached to a trainer; silent on all processes but the first.
+    The time is that of the epochs since this start, with their validations. The learning rate of every step becomes a
+    curve of TensorBoard. Attached to a trainer; silent on all processes but the first.
 
     Args:
         optimizer: whose learning rate is shown.
@@ -43,30 +44,33 @@ class EpochLog:
 
     def __init__(self, optimizer: torch.optim.Optimizer, writer: Any = None) -> None:
         self.optimizer, self.writer = optimizer, writer
-        self.started, self.first = 0.0, 0
+        self.started, self.first = 0.0, 0  # seconds of a clock, and the steps that there had been
 
     def attach(self, engine: Trainer) -> None:
         """Follow a trainer from its start, or from where it goes on."""
         if process_rank() == 0:
             engine.add_event_handler(Events.STARTED, self._start)
             engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+            if self.writer is not None:
+                engine.add_event_handler(Events.ITERATION_STARTED, self._show_rate)
 
     def _start(self, engine: Trainer) -> None:
-        self.started, self.first = time.monotonic(), engine.state.epoch
+        self.started, self.first = time.monotonic(), engine.state.iteration
+
+    def _show_rate(self, engine: Trainer) -> None:
+        self.writer.add_scalar("learning_rate", self.optimizer.param_groups[0]["lr"], engine.state.iteration)
 
     def __call__(self, engine: Trainer) -> None:
         """Log the epoch that has ended."""
         epoch, epochs = engine.state.epoch, engine.state.max_epochs
         rate = self.optimizer.param_groups[0]["lr"]
-        each = (time.monotonic() - self.started) / (epoch - self.first)
+        each = (time.monotonic() - self.started) / (engine.state.iteration - self.first) * engine.state.epoch_length
         left = timedelta(seconds=round(each * (epochs - epoch)))
         end = datetime.now() + left
         when = f"{end:%H:%M}" if end.date() == datetime.now().date() else f"{end:%Y-%m-%d %H:%M}"
         numbers = ", ".join(f"{name} {value:.4f}" for name, value in engine.state.metrics.items())
         remaining = f"{each:.0f} s each, {left} left, done at about {when}" if epoch < epochs else "the last one"
         logger.info("epoch %d/%d: %s, learning rate %.3g; %s", epoch, epochs, numbers, rate, remaining)
-        if self.writer is not None:
-            self.writer.add_scalar("learning_rate", rate, epoch)
 
 
 class ValidationLog:
@@ -106,7 +110,8 @@ class TrainingCurves:
     """Keep what every epoch came to in `progress.csv`, and draw it as `progress.png`; for the first process alone.
 
     A row has the epoch, the training's metrics, learning rate and seconds of the epoch with its validation, and of a
-    validation its metrics, by structure too where `ValidationLog` has left them in ``state.by_structure``. The picture
+    validation its metrics, by structure too where `ValidationLog` has left them in ``state.by_structure``; what a
+    `LinearProbe` has left in the trainer's ``state.probed`` is there too. The picture
     is drawn anew after every epoch from ten seconds on; where this would take more than a fiftieth of the time, as
     often as that allows, and always after the last.
 
@@ -131,6 +136,7 @@ class TrainingCurves:
         row = {EPOCH: float(epoch), RATE: rate, SECONDS: round(now - self.ended, 2)} | _numbers(trainer.state.metrics)
         if evaluator is not None and evaluator.state.epoch == epoch:
             row |= _numbers(evaluator.state.metrics) | getattr(evaluator.state, "by_structure", {})
+        row |= getattr(trainer.state, "probed", {})
         self.ended = now
         self.rows.append(row)
         columns = list(dict.fromkeys(key for row in self.rows for key in row))
@@ -154,10 +160,12 @@ def curves_of(
     """
     rows, trained = list(rows), list(trained)
     columns = dict.fromkeys(key for row in rows for key in row)
-    validated = [key for key in columns if key not in (EPOCH, RATE, SECONDS, *trained)]
+    probed = [key for key in columns if key.startswith(PROBED)]
+    validated = [key for key in columns if key not in (EPOCH, RATE, SECONDS, *trained, *probed)]
     if len(validated) > MOST_CURVES:
         validated = [key for key in validated if key.startswith("val_")] or validated[:1]
-    panels = {"training": trained, "validation": validated, RATE: [RATE], "seconds of an epoch": [SECONDS]}
+    panels = {"training": trained, "validation": validated, **({"probe": probed[:MOST_CURVES]} if probed else {})}
+    panels |= {RATE: [RATE], "seconds of an epoch": [SECONDS]}
     return {
         panel: {name: [(row[EPOCH], row[name]) for row in rows if name in row] for name in names}
         for panel, names in panels.items()

@@ -1,8 +1,8 @@
 """TensorBoard's files of a resumed run: rows that the run repeats are dropped, so that no step has two.
 
 SummaryWriter's `purge_step` cannot do it: it compares the steps of all rows with one number, and the rows of a run
-count epochs as well as iterations. Here a row in the log itself says where an epoch ends, and what was written after
-it goes. A file is a sequence of records: length (8 bytes), its checksum (4), an Event, its checksum (4).
+count epochs as well as iterations. Here a row in the log itself says where a checkpoint was written, and what came
+after it goes. A file is a sequence of records: length (8 bytes), its checksum (4), an Event, its checksum (4).
 """
 
 import logging
@@ -18,16 +18,16 @@ logger = logging.getLogger("mambamim_nets")
 HEAD, TAIL = 12, 4  # bytes of a record before and after its Event
 
 
-def drop_rows_after(folder: str | os.PathLike[str], tag: str, value: float) -> None:
-    """Cut off the rows written after the last row of a tag with a value; without such a row nothing is changed.
+def drop_rows_after(folder: str | os.PathLike[str], tag: str, step: int) -> None:
+    """Cut off the rows written after the last row of a tag at a step; without such a row nothing is changed.
 
     Args:
         folder: of the event files.
-        tag: of the rows that mark the ends of epochs.
-        value: of the row to end with.
+        tag: of the rows that mark checkpoints.
+        step: of the row to end with.
     """
     files = {path: list(_rows(path)) for path in sorted(Path(folder).glob("events.out.tfevents.*"))}
-    marks = [event.wall_time for rows in files.values() for _, event in rows if _is_mark(event, tag, value)]
+    marks = [event.wall_time for rows in files.values() for _, event in rows if _is_mark(event, tag, step)]
     if not marks:
         return
     dropped = 0
@@ -37,7 +37,7 @@ def drop_rows_after(folder: str | os.PathLike[str], tag: str, value: float) -> N
             os.truncate(path, later[0])
             dropped += len(later)
     if dropped:
-        logger.info("dropped %d rows of TensorBoard after epoch %d: the resumed run writes them again", dropped, value)
+        logger.info("dropped %d rows of TensorBoard after step %d: the resumed run writes them again", dropped, step)
 
 
 def _rows(path: Path) -> Iterator[tuple[int, Any]]:
@@ -58,11 +58,5 @@ def _rows(path: Path) -> Iterator[tuple[int, Any]]:
         offset = end
 
 
-def _is_mark(event: Any, tag: str, value: float) -> bool:
-    return any(row.tag == tag and _number(row) == value for row in event.summary.value)
-
-
-def _number(row: Any) -> float | None:
-    if row.HasField("simple_value"):
-        return row.simple_value
-    return row.tensor.float_val[0] if row.HasField("tensor") and row.tensor.float_val else None
+def _is_mark(event: Any, tag: str, step: int) -> bool:
+    return event.step == step and any(row.tag == tag for row in event.summary.value)

@@ -33,9 +33,12 @@ __all__ = [
 # follow from the machine.
 MACHINE = {"device", "amp", "compile", "activation_checkpointing", "num_workers", "cache_rate", "cache_dir"}
 MACHINE |= {"copy_cache", "other_process", "cache_file", "store"}  # a store may move; its volumes are the cases
+MACHINE |= {"accumulate", "iteration_update", "estimate", "estimation"}
 MACHINE |= {"memory", "sw_batch_size", "bundle_root", "output_dir", "log_dir", "resume", "resume_with_changes"}
 # When something is looked at, and when a run gives up: an epoch learns the same.
 INTERVALS = {"val_interval", "picture_interval", "interval", "early_stopping"}
+INTERVALS |= {"checkpoint_iterations", "checkpoints_kept"}
+INTERVALS |= {"probe", "probing", "probe_dir", "probe_labels", "probe_interval", "probe_crops"}
 FREE = MACHINE | INTERVALS
 # Compared elsewhere: the cases and the batch by ``effective``, networks by network_def and their weights; a record
 # repeats options; the shipped weights are for inference; the rest says what is done in which order.
@@ -57,7 +60,7 @@ ELSEWHERE |= {"finalize", "body", "_desc_", "_meta_"}
 CACHES = {"CacheDataset", "Dataset", "mambamim_nets.bundle.DiskCache"}
 # Components that only show something, or spare memory.
 SHOWING = {"Progress", "StatsHandler", "TensorBoardStatsHandler", "TensorBoardImageHandler", "MLFlowHandler"}
-SHOWING |= {"ValidationPicture", "LandmarkPicture", "ReconstructionPictures", "ReuseMemory"}
+SHOWING |= {"ValidationPicture", "LandmarkPicture", "ReconstructionPictures", "ReuseMemory", "LinearProbe"}
 BATCH, TRAINING_CASES, VALIDATION_CASES = "batch_size over all processes", "training cases", "validation cases"
 MOST_NAMES = 2000  # of cases; of more, a checkpoint holds the number and a digest
 LONGEST = 60
@@ -135,7 +138,7 @@ def _leaves(name: str, content: Any, made: Mapping[str, Any], component: bool) -
     elif isinstance(content, list) and any(map(_has_parts, content)):
         parts = enumerate(content)
     if parts is not None:
-        kept = [(key, part) for key, part in parts if key not in FREE | ELSEWHERE and not _only_shows(part)]
+        kept = [(key, part) for key, part in parts if key not in FREE | ELSEWHERE and not _only_shows(part, made)]
         kept = [(key, part) for key, part in kept if not (key == "_target_" and part in CACHES)]
         for number, (key, part) in enumerate(kept):
             # a handler that only shows something does not move those after it
@@ -153,7 +156,10 @@ def _has_parts(content: Any) -> bool:
     return isinstance(content, Mapping | list) or (isinstance(content, str) and content.startswith(("$", "@")))
 
 
-def _only_shows(content: Any) -> bool:
+def _only_shows(content: Any, made: Mapping[str, Any]) -> bool:
+    """Return whether something, or what it refers to, is one of the components that only show."""
+    if isinstance(content, str) and content.startswith("@"):
+        return type(made.get(ReferenceResolver.normalize_id(content[1:]))).__name__ in SHOWING
     return isinstance(content, Mapping) and str(content.get("_target_", "")).rpartition(".")[2] in SHOWING
 
 

@@ -236,7 +236,8 @@ class ScanReport(ScanResults):
             if self.rtstruct:
                 self._write_rtstruct(name, label, affine)
         ml = float(abs(np.linalg.det(affine[:3, :3]))) / 1000
-        counts = np.bincount(label.ravel(), minlength=256)
+        # a plane at a time: bincount takes 8 bytes for each voxel
+        counts = np.sum([np.bincount(plane.ravel(), minlength=256) for plane in label], axis=0)
         volumes = [counts[list(values)].sum() * ml for values in self.targets.structures.values()]
         found = dict(zip(self.targets.structures, volumes, strict=True))
         logger.info("%s: %s", path, ", ".join(f"{part} {volume:.1f} ml" for part, volume in found.items() if volume))
@@ -279,7 +280,10 @@ class ScanReport(ScanResults):
 
 def _save_probabilities(probabilities: torch.Tensor, affine: np.ndarray, path: Path) -> None:
     """Write probabilities (channels, D, H, W) with the channels last, in steps of 1 / 65535."""
-    steps = np.rint(np.moveaxis(np.asarray(probabilities.cpu()), 0, -1) * STEPS).astype(np.uint16)
+    values = np.asarray(probabilities.cpu())
+    steps = np.empty((*values.shape[1:], len(values)), np.uint16)
+    for channel, found in enumerate(values):
+        steps[..., channel] = np.rint(found * STEPS)
     image = nib.Nifti1Image(steps, affine)
     image.header.set_slope_inter(1 / STEPS, 0)
     _save(image, path)

@@ -145,7 +145,7 @@ def _find(source: Path, channels: list[str], postfix: str) -> tuple[list[Item], 
     if source.is_dir():
         return _in_folder(source, channels, postfix)
     if source.is_file():
-        return _of_file(source, channels, postfix), []
+        return _of_file(source, channels), []
     if glob.has_magic(str(source)):
         files = [file for file in map(Path, sorted(glob.glob(str(source)))) if _is_volume(file)]
         if files:
@@ -195,7 +195,7 @@ def _of_one_folder(
     return _of_dicom(folder, folder.resolve().name, channels, left_out), []
 
 
-def _of_file(file: Path, channels: list[str], postfix: str) -> list[Item]:
+def _of_file(file: Path, channels: list[str]) -> list[Item]:
     if _is_volume(file):
         case = _case_of(file) if len(channels) > 1 else None
         if case is None:

@@ -1,7 +1,12 @@
 """Find the DICOM image series of a folder: their slices in order, their geometry, and what is wrong with them.
 
-A series is read twice: here the header of each slice, which `Series` keeps for whatever comes later, and the pixels in
-`scan_formats`. Geometry is taken from the slices' own ImagePositionPatient and ImageOrientationPatient, never from
+A slice is opened for three things. Its header is read here, once, and `Series` keeps what anything later needs of it:
+the series of a whole queue are judged before hours of work on the first, and a header is a few kB, where the voxels of
+a queue would not fit in memory. ITK decodes its voxels in `scan_formats`, once, from the file, since it reads no bytes
+from memory; `Series.require_unchanged` makes sure that it is still the file of that header. And inference reads its
+bytes for the SHA-256 in report.json, right after the scan is done, when they are mostly in the system's cache.
+
+Geometry is taken from the slices' own ImagePositionPatient and ImageOrientationPatient, never from
 SliceThickness, slice numbers or file names. A series whose slices do not form one regular grid is refused, since every
 affine would be wrong for some of its slices.
 

@@ -27,7 +27,7 @@ from mambamim_nets.bundle.io.dicom_series import Series
 __all__ = ["slice_contours", "write_rtstruct"]
 
 SERIES_NUMBER = 901
-NAME_LENGTH, SHORT = 64, 16  # of DICOM's long and short strings
+NAME_LENGTH = 64  # characters of a long string of DICOM
 STUDY = "1.2.840.10008.3.1.2.3.1"  # SOP class of detached study management: retired, and what RTSTRUCT still refers to
 GREY = (200, 200, 200)
 ORGAN_OR_TUMOUR = ""  # the interpreted type of a region of interest: nobody has said

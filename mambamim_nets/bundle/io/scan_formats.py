@@ -159,10 +159,12 @@ class LoadScand(MapTransform):
     """Load an item of `scans`; see `read_scan`.
 
     "filename_or_obj" of its meta data becomes a path that ends in the scan's name, so that results are named after it.
-    The first channel as it was loaded (1, D, H, W) stays under "loaded", for previews.
+    The first channel as it was loaded (1, D, H, W) stays under "loaded", for previews. An image that is in memory, as
+    programs hand it over that read DICOM themselves, is taken as it is, without "loaded": MONAI Deploy would give that
+    to the network.
 
     Args:
-        keys: of what to load.
+        keys: of what to load: paths, or images whose meta data say where their channels are.
         order: for each channel of the network its position in a file of several channels; None: as they are. Scans of
             one file per channel are in the network's order already.
     """
@@ -176,6 +178,9 @@ class LoadScand(MapTransform):
         out = dict(data)
         for key in self.key_iterator(out):
             image = out[key]
+            if isinstance(image, MetaTensor):
+                out[key] = cast(MetaTensor, EnsureChannelFirst()(image).float())
+                continue
             source = image if isinstance(image, str) else image[0]
             name = out.get("name") or stem(source, ENDINGS)
             scan = read_scan(image, out.get("series"), out.get("axes"))

@@ -1,6 +1,6 @@
 """Intensities of a scan inside of what was segmented in it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -25,12 +25,16 @@ def structure_intensities(
     """
     if image.shape != label.shape:
         raise ValueError(f"image {image.shape} must have the shape of label {label.shape}")
-    inside = label > 0
-    labels, values = label[inside], image[inside].astype(np.float64)
-    centre = values.mean() if values.size else 0.0
-    values -= centre  # squares of small numbers: variances keep their digits
-    counts = np.bincount(labels, minlength=256)
-    sums, squares = (np.bincount(labels, weights, minlength=256) for weights in (values, values * values))
+    counts, total = np.zeros(256, np.int64), 0.0
+    for labels, values in _planes(image, label):
+        counts += np.bincount(labels, minlength=256)
+        total += values.sum()
+    centre = total / max(1, counts.sum())  # squares of small numbers: variances keep their digits
+    sums, squares = np.zeros(256), np.zeros(256)
+    for labels, values in _planes(image, label):
+        values -= centre
+        sums += np.bincount(labels, values, minlength=256)
+        squares += np.bincount(labels, values * values, minlength=256)
     found = {}
     for name, wanted in structures.items():
         number = counts[list(wanted)].sum()
@@ -39,3 +43,10 @@ def structure_intensities(
             variance = max(0.0, squares[list(wanted)].sum() / number - mean * mean)
             found[name] = (float(centre + mean), float(np.sqrt(variance)))
     return found
+
+
+def _planes(image: np.ndarray, label: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield labels and float64 intensities of what is labelled, by planes: at once they take 30 bytes a voxel."""
+    for plane, intensities in zip(label, image, strict=True):
+        inside = plane > 0
+        yield plane[inside], intensities[inside].astype(np.float64)

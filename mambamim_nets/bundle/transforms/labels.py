@@ -13,11 +13,12 @@ import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
-from monai.transforms import Compose, Invertd, MapTransform
+from monai.transforms import Compose, MapTransform
 from scipy import ndimage
 from torch import Tensor
 
 from mambamim_nets.bundle.labels import Targets
+from mambamim_nets.bundle.transforms.inversion import by_parts, invert
 
 __all__ = ["KeepPartsd", "RestoreLabelsd", "StructureMasksd"]
 
@@ -49,16 +50,16 @@ class StructureMasksd(MapTransform):
 class RestoreLabelsd(MapTransform):
     """Turn logits on the network's grid into a label map on the input's own grid.
 
-    Probabilities are interpolated to the input's grid before the decision, which gives smooth surfaces; where they
-    would not fit into ``max_gib`` (whole-body scans, many classes), the decision is taken first and the label map is
-    resampled by nearest neighbour.
+    Probabilities are interpolated to the input's grid before the decision, which gives smooth surfaces. That is done
+    slab by slab: never are all of them there at once. Where they would be larger than ``max_gib`` (whole-body scans,
+    many classes), the decision is taken first and the label map is resampled by nearest neighbour, which is faster.
 
     Args:
         keys: of the logits.
         targets: of the task.
         preprocessing: the transforms to invert.
         orig_keys: of the image that they were applied to.
-        max_gib: memory that the probabilities on the input's grid may take.
+        max_gib: size in float32 that the probabilities on the input's grid may have.
     """
 
     def __init__(
@@ -71,10 +72,8 @@ class RestoreLabelsd(MapTransform):
     ) -> None:
         super().__init__(keys)
         self.targets, self.orig_keys, self.max_gib = targets, orig_keys, max_gib
-        self.smooth, self.nearest = (
-            Invertd(self.keys, preprocessing, orig_keys, nearest_interp=nearest, to_tensor=True)
-            for nearest in (False, True)
-        )
+        self.smooth = invert(self.keys, preprocessing, orig_keys, False, targets.label_map)
+        self.nearest = invert(self.keys, preprocessing, orig_keys, True, _rounded)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return the dictionary with the label map on the grid of the file."""
@@ -84,15 +83,14 @@ class RestoreLabelsd(MapTransform):
         decide_first = needed > self.max_gib
         if decide_first:
             logger.info("probabilities would take %.1f GiB, over max_gib %g: deciding first", needed, self.max_gib)
+        # probabilities in float64 at once, in which they are resampled
+        what, dtype = (self._decided, None) if decide_first else (self.targets.probabilities, torch.float64)
         for key in self.keys:
-            probabilities = self.targets.probabilities(out[key])
-            out[key] = self.targets.label_map(probabilities).float() if decide_first else probabilities
-        out = dict((self.nearest if decide_first else self.smooth)(out))
-        for key in self.keys:
-            if not decide_first:
-                out[key] = self.targets.label_map(out[key])
-            out[key] = out[key].round().to(torch.uint8)
-        return out
+            out[key] = MetaTensor(by_parts(what, _plain(out[key]), dtype))
+        return dict((self.nearest if decide_first else self.smooth)(out))
+
+    def _decided(self, logits: Tensor) -> Tensor:
+        return self.targets.label_map(self.targets.probabilities(logits))
 
 
 class KeepPartsd(MapTransform):
@@ -164,11 +162,18 @@ class KeepPartsd(MapTransform):
 def _keep_parts(label_map: np.ndarray, inside: np.ndarray, least: float, largest: bool = True) -> None:
     """Set to 0, in place, parts of a mask of fewer voxels than `least`, and all but the largest where that is asked."""
     parts, number = ndimage.label(inside)
-    sizes = np.bincount(parts.ravel(), minlength=number + 1)
+    sizes = np.zeros(number + 1, np.int64)
+    for part in parts:  # a plane at a time: bincount, and indices below, take 8 bytes for each voxel
+        sizes += np.bincount(part.ravel(), minlength=number + 1)
     kept = sizes >= least
     if largest and number:
         kept &= np.arange(number + 1) == 1 + sizes[1:].argmax()
-    label_map[inside & ~kept[parts]] = 0
+    for plane, mask, part in zip(label_map, inside, parts, strict=True):
+        plane[mask & ~kept[part]] = 0
+
+
+def _rounded(label_map: Tensor) -> Tensor:
+    return label_map.round().to(torch.uint8)
 
 
 def _plain(values: Tensor) -> Tensor:

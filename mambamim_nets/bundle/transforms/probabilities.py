@@ -5,9 +5,12 @@ from typing import Any
 
 import torch
 from monai.config import KeysCollection
-from monai.transforms import Compose, Invertd, MapTransform
+from monai.data import MetaTensor
+from monai.transforms import Compose, MapTransform
+from torch import Tensor
 
 from mambamim_nets.bundle.labels import Targets
+from mambamim_nets.bundle.transforms.inversion import by_parts, invert
 
 __all__ = ["RestoreProbabilitiesd"]
 
@@ -29,13 +32,18 @@ class RestoreProbabilitiesd(MapTransform):
     ) -> None:
         super().__init__(keys)
         self.targets = targets
-        self.invert = Invertd("probabilities", preprocessing, orig_keys, nearest_interp=False, to_tensor=True)
+        self.invert = invert("probabilities", preprocessing, orig_keys, False, _clamped)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return the dictionary with "probabilities" (channels, D, H, W) in [0, 1], float32."""
         out = dict(data)
         for key in self.keys:
-            out["probabilities"] = self.targets.probabilities(out[key])
+            logits = out[key].as_tensor() if isinstance(out[key], MetaTensor) else out[key]
+            out["probabilities"] = MetaTensor(by_parts(self.targets.probabilities, logits, torch.float64))
             out = dict(self.invert(out))
-            out["probabilities"] = torch.clamp(out["probabilities"], 0.0, 1.0).cpu()
+            out["probabilities"] = out["probabilities"].cpu()
         return out
+
+
+def _clamped(probabilities: Tensor) -> Tensor:
+    return torch.clamp(probabilities.float(), 0.0, 1.0)

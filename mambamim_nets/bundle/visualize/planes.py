@@ -258,20 +258,22 @@ def _grey_limits(image: np.ndarray, window: tuple[float, float] | None) -> tuple
     return float(low), float(high) if high > low else float(low) + 1.0
 
 
-def as_volume(values: Any, name: str, image: np.ndarray | None = None) -> np.ndarray:
-    """Return an array or tensor, of any float type and on any device, as (D, H, W) float32.
+def as_volume(values: Any, name: str, image: np.ndarray | None = None, dtype: Any = np.float32) -> np.ndarray:
+    """Return an array or tensor, of any type and on any device, as (D, H, W).
 
     Args:
         values: leading axes of length 1 are dropped.
         name: of the argument.
         image: whose shape it must have.
+        dtype: of the result.
 
     Raises:
         ValueError: it is not 3-D, or of another shape than the image.
     """
     if hasattr(values, "detach"):
-        values = values.detach().cpu().float().numpy()
-    array = np.asarray(values, dtype=np.float32)
+        values = values.detach().cpu()
+        values = (values.float() if values.is_floating_point() else values).numpy()
+    array = np.asarray(values, dtype=dtype)
     while array.ndim > 3 and array.shape[0] == 1:
         array = array[0]
     if array.ndim != 3 or not array.size:

@@ -43,10 +43,9 @@ def overlay_figure(
     from matplotlib.patches import Patch
 
     image = as_volume(image, "image")
-    maps = {"prediction" if reference is not None else "": as_volume(label, "label", image)}
+    maps = {"prediction" if reference is not None else "": _label_map(label, "label", image)}
     if reference is not None:
-        maps["reference"] = as_volume(reference, "reference", image)
-    maps = {name: np.rint(values).astype(np.int32) for name, values in maps.items()}
+        maps["reference"] = _label_map(reference, "reference", image)
     classes = {int(value): str(name) for value, name in sorted(labels.items(), key=lambda item: int(item[0]))}
     classes.pop(0, None)
     colours = _colours(classes)
@@ -67,6 +66,13 @@ def overlay_figure(
     patches = [Patch(facecolor=colour, edgecolor=colour) for colour in colours.values()]
     picture.legend(patches, lines, columns, squares=True)
     return picture.figure
+
+
+def _label_map(values: Any, name: str, image: np.ndarray) -> np.ndarray:
+    """Return label values as whole numbers; uint8 stays uint8, since other types of a large scan take gigabytes."""
+    if str(getattr(values, "dtype", "")).endswith("uint8"):
+        return as_volume(values, name, image, np.uint8)
+    return np.rint(as_volume(values, name, image)).astype(np.int32)
 
 
 def _colours(values: Iterable[int]) -> dict[int, str]:
@@ -101,9 +107,11 @@ def _outline(panel: Panel, values: np.ndarray, colours: Mapping[int, str]) -> No
 def _centre(maps: Sequence[np.ndarray], values: Sequence[int], shape: Sequence[int]) -> list[int]:
     """Return the voxel in the centre of mass of the first map that has any of the values, else of the image."""
     for label in maps:
-        mask = np.isin(label, values)
-        total = np.count_nonzero(mask)
-        if total:
-            profiles = [mask.sum(axis=tuple(other for other in range(3) if other != axis)) for axis in range(3)]
-            return [round(float(profile @ np.arange(len(profile)) / total)) for profile in profiles]
+        # a plane at a time: np.isin takes 8 bytes for each voxel that it looks up
+        planes = [np.isin(plane, values) for plane in label]
+        counts = np.array([np.count_nonzero(plane) for plane in planes])
+        if counts.any():
+            across, up = (np.sum([plane.sum(axis=axis) for plane in planes], axis=0) for axis in (1, 0))
+            profiles = (counts, across, up)
+            return [round(float(profile @ np.arange(len(profile)) / counts.sum())) for profile in profiles]
     return [n // 2 for n in shape]

@@ -3,18 +3,13 @@
 from pathlib import Path
 
 import pytest
+from helpers import touch
 
 from mambamim_nets.bundle.data.datasets import fold_cases
 from mambamim_nets.bundle.data.labelled import labelled_cases
 from mambamim_nets.bundle.data.splits import named_in
 
 FOLDS = Path(__file__).parents[3] / "bundles" / "kits23_seg" / "configs" / "folds.json"
-
-
-def touch(path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.touch()
-    return path
 
 
 def kits(root: Path, cases=("case_00000", "case_00299", "case_00400")) -> Path:

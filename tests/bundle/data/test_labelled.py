@@ -8,6 +8,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from helpers import touch, write_json
 
 from mambamim_nets.bundle.data.labelled import channel_order, labelled_cases
 from mambamim_nets.bundle.data.splits import split
@@ -19,25 +20,13 @@ BRATS21 = ("flair", "t1", "t1ce", "t2", "seg")
 BRATS23 = ("t2f", "t1n", "t1c", "t2w", "seg")
 
 
-def touch(path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.touch()
-    return path
-
-
-def write(path: Path, content) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content))
-    return path
-
-
 def decathlon(root: Path, n: int = 4, **more) -> Path:
     names = [f"scan_{i:03d}" for i in range(1, n + 1)]
     for name in names:
         touch(root / "imagesTr" / f"{name}.nii.gz")
         touch(root / "labelsTr" / f"{name}.nii.gz")
     training = [{"image": f"./imagesTr/{name}.nii.gz", "label": f"./labelsTr/{name}.nii.gz"} for name in names]
-    write(root / "dataset.json", {"labels": {"0": "background", "1": "organ"}, "training": training, **more})
+    write_json(root / "dataset.json", {"labels": {"0": "background", "1": "organ"}, "training": training, **more})
     return root
 
 
@@ -47,7 +36,7 @@ def nnunet(root: Path, n: int = 3, channels: int = 1) -> Path:
             touch(root / "imagesTr" / f"case_{i}_{channel:04d}.nii.gz")
         touch(root / "labelsTr" / f"case_{i}.nii.gz")
     names = {str(channel): f"m{channel}" for channel in range(channels)}
-    write(root / "dataset.json", {"channel_names": names, "file_ending": ".nii.gz", "numTraining": n})
+    write_json(root / "dataset.json", {"channel_names": names, "file_ending": ".nii.gz", "numTraining": n})
     return root
 
 
@@ -86,25 +75,26 @@ class TestDescribed:
         decathlon(tmp_path, n=2)
         content = json.loads((tmp_path / "dataset.json").read_text())
         content["training"][0]["subject"] = 9
-        write(tmp_path / "dataset.json", content)
+        write_json(tmp_path / "dataset.json", content)
         known = [{"case": "scan_001", "subject": 1}, {"case": "scan_002", "subject": 2}]
-        write(tmp_path / "split.json", {"cases": known})
+        write_json(tmp_path / "split.json", {"cases": known})
         assert [item["subject"] for item in labelled_cases(tmp_path)] == ["9", "2"]
 
     def test_several_files_per_decathlon_image(self, tmp_path):
-        write(tmp_path / "dataset.json", {"training": [{"image": ["a_t1.nii.gz", "a_t2.nii.gz"], "label": "a.nii.gz"}]})
+        entry = {"image": ["a_t1.nii.gz", "a_t2.nii.gz"], "label": "a.nii.gz"}
+        write_json(tmp_path / "dataset.json", {"training": [entry]})
         (item,) = labelled_cases(tmp_path)
         assert item["case"] == "a"
         assert item["image"] == [str(tmp_path / "a_t1.nii.gz"), str(tmp_path / "a_t2.nii.gz")]
 
     def test_equal_file_names_are_told_apart_by_their_folders(self, tmp_path):
         entries = [{"image": f"case_{i}/imaging.nii.gz", "label": f"case_{i}/seg.nii.gz"} for i in range(2)]
-        write(tmp_path / "dataset.json", {"training": entries})
+        write_json(tmp_path / "dataset.json", {"training": entries})
         assert [item["case"] for item in labelled_cases(tmp_path)] == ["case_0_imaging", "case_1_imaging"]
 
     def test_repeated_case_is_refused(self, tmp_path):
         entry = {"image": "a.nii.gz", "label": "b.nii.gz"}
-        write(tmp_path / "dataset.json", {"training": [entry, entry]})
+        write_json(tmp_path / "dataset.json", {"training": [entry, entry]})
         with pytest.raises(ValueError, match="unique, repeated: a"):
             labelled_cases(tmp_path)
 
@@ -120,7 +110,7 @@ class TestDescribed:
         nnunet(tmp_path, n=1)
         content = json.loads((tmp_path / "dataset.json").read_text())
         content["dataset"] = {"x": {"images": ["imagesTr/case_0_0000.nii.gz"], "label": "labelsTr/case_0.nii.gz"}}
-        write(tmp_path / "dataset.json", content)
+        write_json(tmp_path / "dataset.json", content)
         assert [item["case"] for item in labelled_cases(tmp_path)] == ["x"]
 
     def test_nnunet_missing_channel_is_named(self, tmp_path):
@@ -148,7 +138,7 @@ class TestDescribed:
     @pytest.mark.parametrize("key", ["image", "label"])
     def test_path_that_leaves_the_folder_is_refused(self, tmp_path, path, key):
         entry = {"image": "a.nii.gz", "label": "a.nii.gz", key: path}
-        write(tmp_path / "set" / "dataset.json", {"training": [entry]})
+        write_json(tmp_path / "set" / "dataset.json", {"training": [entry]})
         with pytest.raises(ValueError, match="must stay inside"):
             labelled_cases(tmp_path / "set")
 
@@ -163,7 +153,7 @@ class TestDescribed:
         ids=["neither layout", "list", "empty", "entry without label"],
     )
     def test_malformed_description(self, tmp_path, content, message):
-        write(tmp_path / "dataset.json", content)
+        write_json(tmp_path / "dataset.json", content)
         with pytest.raises(ValueError, match=message):
             labelled_cases(tmp_path)
 
@@ -192,7 +182,7 @@ class TestDescribed:
             "training": [{"image": "imagesTr/1.nii.gz", "label": "labelsTr/1.nii.gz"}],
             "validation": [{"image": "imagesVa/1.nii.gz", "label": "labelsVa/1.nii.gz"}],
         }
-        write(tmp_path / "dataset.json", content)
+        write_json(tmp_path / "dataset.json", content)
         assert [item["case"] for item in labelled_cases(tmp_path)] == ["imagesTr_1", "imagesVa_1"]
 
     def test_case_in_both_lists_is_refused(self, tmp_path):
@@ -214,7 +204,8 @@ class TestDescribed:
         ids=["file names", "modality", "unknown"],
     )
     def test_several_files_per_decathlon_image_come_in_channel_order(self, tmp_path, files, modality, expected):
-        write(tmp_path / "dataset.json", {"modality": modality, "training": [{"image": files, "label": "a.nii.gz"}]})
+        entry = {"image": files, "label": "a.nii.gz"}
+        write_json(tmp_path / "dataset.json", {"modality": modality, "training": [entry]})
         (item,) = labelled_cases(tmp_path, NETWORK)
         assert file_names(item) == [files[i] for i in expected]
         assert channel_order(tmp_path, NETWORK) == [0, 1, 2, 3]
@@ -233,13 +224,14 @@ class TestDescribed:
     def test_nnunet_channels(self, tmp_path, names, channels, expected):
         nnunet(tmp_path, channels=len(names))
         content = json.loads((tmp_path / "dataset.json").read_text())
-        write(tmp_path / "dataset.json", {**content, "channel_names": {str(i): name for i, name in enumerate(names)}})
+        named = {str(i): name for i, name in enumerate(names)}
+        write_json(tmp_path / "dataset.json", {**content, "channel_names": named})
         assert file_names(labelled_cases(tmp_path, channels)[1]) == [f"case_1_{i:04d}.nii.gz" for i in expected]
 
     def test_nnunet_with_some_of_the_channels_is_refused(self, tmp_path):
         nnunet(tmp_path, channels=2)
         content = json.loads((tmp_path / "dataset.json").read_text())
-        write(tmp_path / "dataset.json", {**content, "channel_names": {"0": "T1", "1": "T2"}})
+        write_json(tmp_path / "dataset.json", {**content, "channel_names": {"0": "T1", "1": "T2"}})
         with pytest.raises(
             ValueError, match=r"'channel_names' \['T1', 'T2'\] must name all .* missing: \['flair', 't1ce'\]"
         ):
@@ -249,7 +241,7 @@ class TestDescribed:
         nnunet(tmp_path, n=1, channels=2)
         content = json.loads((tmp_path / "dataset.json").read_text())
         content["dataset"] = {"x": {"images": ["imagesTr/case_0_0000.nii.gz"], "label": "labelsTr/case_0.nii.gz"}}
-        write(tmp_path / "dataset.json", content)
+        write_json(tmp_path / "dataset.json", content)
         with pytest.raises(ValueError, match="without exactly 2 images: x"):
             labelled_cases(tmp_path)
 

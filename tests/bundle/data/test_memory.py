@@ -117,6 +117,8 @@ def test_more_of_anything_takes_more():
     assert ScanMemory([1.0] * 3, outputs=14, max_gib=0.01).work(header, 1) < ScanMemory(
         [1.0] * 3, outputs=14, max_gib=2.0
     ).work(header, 1), "a label map alone is brought back"
+    wanted = ScanMemory([1.0] * 3, outputs=3, max_gib=2.0, probabilities=True)
+    assert wanted.work(header, 1) > use.work(header, 1) + 4 * 3 * 100 * 90 * 80
     assert use.kept(header, 2, label=True) == 100 * 90 * 160 * 9
     assert ScanMemory([1.0] * 3, input_size=[8, 8, 8]).kept(header, 1, label=False) == 512 * 4
 
@@ -199,6 +201,7 @@ def test_a_case_too_large_for_the_memory_in_training(coarse, bundle_run, reliabi
     reliability("Data sets", "a case of 30 mm that is too large once it is resampled", end, hide=HIDE)
 
 
+@pytest.mark.slow
 def test_an_image_too_large_for_the_memory_in_pretraining(coarse, bundle_run, reliability, tmp_path, monkeypatch):
     folder, name = coarse
     free(monkeypatch, 4)
@@ -209,6 +212,7 @@ def test_an_image_too_large_for_the_memory_in_pretraining(coarse, bundle_run, re
     reliability("Pre-training", fault, end, warning=f"{name}: ", hide=HIDE)
 
 
+@pytest.mark.slow
 def test_a_cache_that_does_not_fit_into_the_memory_is_warned_of(data, bundle_run, reliability, monkeypatch):
     original = memory.ScanMemory.warn_of_cache
 

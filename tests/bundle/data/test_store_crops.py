@@ -87,6 +87,12 @@ def test_an_epoch_begins_where_the_one_before_ended_on_any_number_of_processes(f
     assert bytes_of(batches(folder, 2, epochs=(1,), iterations=6)) == bytes_of(alone), "epochs are only numbers"
 
 
+def test_an_epoch_can_begin_in_its_midst():
+    sampler = StoreSampler(4, 3, 2, 1)
+    sampler.set_step(4)
+    assert list(sampler) == [18, 19, 22, 23], "steps 4 and 5, the second half of the four samples of each"
+
+
 def test_another_seed_and_another_stream_are_other_samples(folder):
     draws = [
         [crops(folder, **options).draw(number) for number in range(50)]

@@ -1,6 +1,5 @@
 """mambamim_nets.bundle.data.unlabelled: sources of unlabelled images."""
 
-import json
 import logging
 import os
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from helpers import write_json
 
 from mambamim_nets.bundle.data.unlabelled import unlabelled_images
 
@@ -18,37 +18,31 @@ def nifti(path: Path, value: int = 1) -> Path:
     return path
 
 
-def write(path: Path, content) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content))
-    return path
-
-
 def channel_pairs(root: Path) -> None:
     """Write the images of an nnU-Net folder: two cases of two channels."""
     for case in ("case_0", "case_1"):
         for channel in ("0000", "0001"):
             nifti(root / "imagesTr" / f"{case}_{channel}.nii.gz")
-    write(root / "dataset.json", {"channel_names": {"0": "t1", "1": "t2"}, "file_ending": ".nii.gz"})
+    write_json(root / "dataset.json", {"channel_names": {"0": "t1", "1": "t2"}, "file_ending": ".nii.gz"})
 
 
 class TestUnlabelledImages:
     def test_decathlon_list_takes_all_images_relative_to_the_file(self, tmp_path):
         content = {"training": [{"image": "a.nii.gz", "label": "l.nii.gz"}], "validation": [{"image": "b.nii.gz"}]}
-        path = write(tmp_path / "lists" / "d.json", {**content, "test": ["./c.nii.gz", "../d.nii.gz"]})
+        path = write_json(tmp_path / "lists" / "d.json", {**content, "test": ["./c.nii.gz", "../d.nii.gz"]})
         items = unlabelled_images([str(path)])
         expected = [tmp_path / "lists" / f"{name}.nii.gz" for name in "abc"] + [tmp_path / "d.nii.gz"]
         assert [item["image"] for item in items] == [str(path) for path in expected]
         assert {item["weight"] for item in items} == {1.0}
 
     def test_key_and_weight(self, tmp_path):
-        path = write(tmp_path / "d.json", {"training": [{"image": "a.nii.gz"}], "test": ["b.nii.gz"]})
+        path = write_json(tmp_path / "d.json", {"training": [{"image": "a.nii.gz"}], "test": ["b.nii.gz"]})
         items = unlabelled_images([{"path": str(path), "key": "test", "weight": 2}])
         assert items == [{"image": str(tmp_path / "b.nii.gz"), "source": str(path), "weight": 2.0}]
 
     def test_decathlon_folder_takes_what_its_description_lists(self, tmp_path):
         listed = [{"image": f"./imagesTr/scan_00{i}.nii.gz", "label": f"./labelsTr/scan_00{i}.nii.gz"} for i in (1, 2)]
-        write(tmp_path / "dataset.json", {"training": listed, "test": ["./imagesTs/t.nii.gz"]})
+        write_json(tmp_path / "dataset.json", {"training": listed, "test": ["./imagesTs/t.nii.gz"]})
         names = [Path(item["image"]).name for item in unlabelled_images(str(tmp_path))]
         assert names == ["scan_001.nii.gz", "scan_002.nii.gz", "t.nii.gz"]
 
@@ -122,7 +116,7 @@ class TestUnlabelledImages:
             unlabelled_images([source])
 
     def test_bad_json_sources(self, tmp_path):
-        path = write(tmp_path / "d.json", {"training": [{"label": "x"}], "other": []})
+        path = write_json(tmp_path / "d.json", {"training": [{"label": "x"}], "other": []})
         with pytest.raises(ValueError, match="must be a path or have an 'image'"):
             unlabelled_images([str(path)])
         with pytest.raises(ValueError, match="needs a list under test"):

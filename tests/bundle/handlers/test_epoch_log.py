@@ -155,3 +155,5 @@ def test_curves_are_those_of_training_and_validation(tmp_path):
     assert curves["validation"]["anterior"] == [(2.0, 0.2), (4.0, 0.4)]
     many = [{"epoch": 1.0, "val_mean_dice": 0.5, **{f"class {number}": 0.5 for number in range(40)}}]
     assert list(curves_of(many)["validation"]) == ["val_mean_dice"]
+    probed = curves_of([{"epoch": 1.0, "train_loss": 1.0, "val_loss": 2.0, "probe_dice": 0.3}])
+    assert list(probed["probe"]) == ["probe_dice"] and list(probed["validation"]) == ["val_loss"]

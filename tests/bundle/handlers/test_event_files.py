@@ -28,11 +28,11 @@ def test_rows_after_an_epoch_are_dropped_and_those_before_stay(tmp_path, damaged
     (file,) = tmp_path.iterdir()
     if damaged:  # as a kill may leave it
         file.write_bytes(file.read_bytes() + b"\x18\x00\x00")
-    drop_rows_after(tmp_path, "epoch", 2)
+    drop_rows_after(tmp_path, "epoch", 4)
     assert scalars(tmp_path) == {"loss": [(2, 0.125), (4, 0.25)], "epoch": [(2, 1.0), (4, 2.0)]}
     before = file.read_bytes()
-    drop_rows_after(tmp_path, "epoch", 2)
-    drop_rows_after(tmp_path, "epoch", 7)
+    drop_rows_after(tmp_path, "epoch", 4)
+    drop_rows_after(tmp_path, "epoch", 14)
     drop_rows_after(tmp_path / "none", "epoch", 1)
     assert file.read_bytes() == before
     write(tmp_path, 3, first=3)

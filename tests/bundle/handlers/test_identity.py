@@ -50,6 +50,17 @@ def test_settings_are_values_where_they_are_plain_and_texts_elsewhere():
     }
 
 
+def test_what_only_shows_is_no_setting_also_where_it_is_referred_to():
+    class StatsHandler:
+        pass
+
+    config = {"shown": {"_target_": "StatsHandler", "name": "x"}, "train": {"handlers": ["@shown", "@other"]}}
+    made = {"shown": StatsHandler(), "other": 3}
+    assert settings_of(config, made).values == {"shown#_target_": "StatsHandler", "shown#name": "x"} | {
+        "train#handlers#0": 3
+    }
+
+
 def test_a_setting_that_only_follows_from_another_is_not_named():
     here = settings_of(CONFIG, MADE)
     there = {**here.values, "size": "base", "spacing": [1.0, 1.0], "training cases": ["a"]}

@@ -6,6 +6,7 @@ import pytest
 import torch
 from monai.data import DataLoader, Dataset, MetaTensor
 from monai.engines import SupervisedTrainer
+from monai.transforms import RandSpatialCropd
 
 from mambamim_nets import HyMamba, MambaMIM
 from mambamim_nets.bundle.handlers.pretraining import ReconstructionPictures, mim_batch, mim_loss
@@ -58,4 +59,24 @@ def test_pictures_come_at_intervals_and_at_the_end_and_change_no_training(tmp_pa
         trainer.run()
         states.append(network.state_dict())
     assert writer.epochs == epochs and (tmp_path / "reconstruction.png").stat().st_size > 1000
+    kept = sorted(path.name for path in (tmp_path / "reconstructions").iterdir())
+    assert kept == [f"{epoch:05d}.png" for epoch in epochs]
     assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
+
+
+def test_the_crop_of_the_pictures_is_the_same_after_every_start(tmp_path):
+    scan = {"image": torch.rand(1, 48, 48, 48)}
+    crop = RandSpatialCropd("image", (32, 32, 32), random_size=False)
+    held_out = [{"image": torch.rand(1, 32, 32, 32), "visible": torch.rand(1, 2, 2, 2) > 0.5}]
+    engine = SimpleNamespace(data_loader=SimpleNamespace(dataset=Dataset([scan], crop)))
+    taken = []
+    for number in range(3):
+        torch.manual_seed(number)
+        crop.set_random_state(number)
+        pictures = ReconstructionPictures(None, str(tmp_path), 1)
+        pictures._take(engine)
+        taken.append(pictures.batch["image"])
+    assert taken[0].shape == (1, 1, 32, 32, 32) and all(torch.equal(taken[0], other) for other in taken)
+    pictures = ReconstructionPictures(None, str(tmp_path), 1, dataset=held_out)
+    pictures._take(engine)
+    assert torch.equal(pictures.batch["visible"][0], held_out[0]["visible"])

@@ -347,6 +347,7 @@ def test_a_folder_with_the_table_of_another_task(bundle_run, hippocampi, tmp_pat
     assert not list((tmp_path / "out").glob("*_seg*"))
 
 
+@pytest.mark.slow
 def test_a_second_run_in_the_folder_of_a_running_one(bundle_run, hippocampi, tmp_path, reliability):
     out = tmp_path / "out"
     code = "import sys, time\nfrom mambamim_nets.bundle.files import only_run\n"
@@ -362,6 +363,7 @@ def test_a_second_run_in_the_folder_of_a_running_one(bundle_run, hippocampi, tmp
     release(out, "inference")
 
 
+@pytest.mark.slow
 def test_the_settings_of_a_result(bundle_run, hippocampi, tmp_path, monkeypatch):
     """Those that may change it, and nothing of where it comes from and goes to."""
     seen = []
@@ -379,6 +381,7 @@ def test_the_settings_of_a_result(bundle_run, hippocampi, tmp_path, monkeypatch)
     assert seen[2] != seen[0]
 
 
+@pytest.mark.slow
 def test_a_scan_of_an_older_table(bundle_run, hippocampi, tmp_path, reliability):
     out, scan = tmp_path / "out", sorted(hippocampi.iterdir())[0]
     assert segment(bundle_run, scan, out).status == 0

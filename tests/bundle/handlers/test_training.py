@@ -4,11 +4,14 @@ import math
 
 import pytest
 import torch
+from helpers import refused
+from ignite.engine import Events
 from monai.data import DataLoader, Dataset
 from monai.engines import SupervisedTrainer
+from monai.engines.utils import IterationEvents
 from torch import nn
 
-from mambamim_nets.bundle.handlers.training import ClipGradients, StopOnNan
+from mambamim_nets.bundle.handlers.training import AccumulateGradients, ClipGradients, StopOnNan
 
 
 def one_step(loss_function, *handlers, lr=1.0):
@@ -63,3 +66,42 @@ def test_a_gradient_that_is_not_finite_ends_the_run_before_the_step():
     with pytest.raises(FloatingPointError, match="gradient norm is nan in epoch 1"):
         trainer.run()
     assert torch.equal(network.weight, torch.ones(1, 3))
+
+
+def accumulated(parts):
+    """Take 20 clipped steps on batches of 12 by parts of each; return weights, losses and what was seen of a step."""
+    torch.manual_seed(0)
+    network, losses, sizes, events = nn.Sequential(nn.Linear(3, 8), nn.GELU(), nn.Linear(8, 1)), [], [], []
+    batches = [{"image": torch.randn(12, 3), "label": torch.randn(12, 1)} for _ in range(5)]
+    trainer = SupervisedTrainer(
+        device=torch.device("cpu"),
+        max_epochs=4,
+        train_data_loader=batches,
+        network=network,
+        optimizer=torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9),
+        loss_function=nn.MSELoss(),
+        decollate=False,
+        train_handlers=[ClipGradients(network, 0.5)],
+        iteration_update=None if parts is None else AccumulateGradients(parts, 12),
+    )
+    network.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
+    trainer.add_event_handler(
+        Events.ITERATION_COMPLETED, lambda engine: losses.append(float(engine.state.output["loss"]))
+    )
+    trainer.add_event_handler(IterationEvents.BACKWARD_COMPLETED, lambda engine: events.append(engine.state.iteration))
+    trainer.run()
+    assert events == list(range(1, 21)), "one backward pass of a step is told of, so gradients are clipped once"
+    return torch.cat([weight.detach().flatten() for weight in network.parameters()]), losses, sizes
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3, 12])
+def test_a_step_taken_by_parts_is_the_step_taken_at_once(parts):
+    weights, losses, sizes = accumulated(parts)
+    expected, whole, _ = accumulated(None)
+    torch.testing.assert_close(weights, expected, rtol=0, atol=1e-6)
+    assert losses == pytest.approx(whole, abs=1e-6) and sizes == [12 // parts] * (20 * parts)
+
+
+def test_parts_that_cannot_share_a_step_are_refused():
+    with refused("accumulate 5 must divide the samples of a step in each process, 12"):
+        AccumulateGradients(5, 12)

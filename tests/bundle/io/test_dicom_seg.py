@@ -9,7 +9,7 @@ pydicom = pytest.importorskip("pydicom")
 pytest.importorskip("itk")
 pytest.importorskip("highdicom")
 
-from dicom_series import COSINE, ORIENTATIONS, SINE, rebuilt, write_series  # noqa: E402
+from dicom_series import COSINE, ORIENTATIONS, SINE, another_frame, rebuilt, write_series  # noqa: E402
 from monai.data import Dataset as MonaiDataset  # noqa: E402
 from monai.data import decollate_batch  # noqa: E402
 from monai.transforms import Compose, Invertd, Orientationd, SaveImage, Spacingd  # noqa: E402
@@ -116,11 +116,8 @@ def test_a_dicom_seg_of_a_real_series(real_data, tmp_path):
 
 
 def test_a_run_writes_an_rtstruct_when_asked(bundle_run, tmp_path):
-    def small(index, dataset):
-        dataset.FrameOfReferenceUID += ".2" if index == 2 else ""
-
     write_series(tmp_path / "all" / "good")
-    write_series(tmp_path / "all" / "bad", change=small)
+    write_series(tmp_path / "all" / "bad", change=another_frame)
     options = {"output_dir": str(tmp_path / "out"), "previews": False, "record": None, "rtstruct": True}
     end = bundle_run("btcv_seg", "inference", input=str(tmp_path / "all"), **options)
     why = "slices have 2 frames of reference"

@@ -14,12 +14,23 @@ pydicom = pytest.importorskip("pydicom")
 pytest.importorskip("itk")
 highdicom = pytest.importorskip("highdicom")
 
-from dicom_series import ORIENTATIONS, SHAPE, SPACING, header, rebuilt, save, write_series  # noqa: E402
+from dicom_series import (  # noqa: E402
+    ORIENTATIONS,
+    SHAPE,
+    header,
+    rebuilt,
+    repeated,
+    save,
+    tilted,
+    turned,
+    write_series,
+)
 from monai.data import Dataset as MonaiDataset  # noqa: E402
 from pydicom.dataset import Dataset  # noqa: E402
 from pydicom.uid import ImplicitVRLittleEndian, generate_uid  # noqa: E402
 
 from mambamim_nets.bundle.data import memory  # noqa: E402
+from mambamim_nets.bundle.handlers.run_report import RunReport  # noqa: E402
 from mambamim_nets.bundle.inference.scan_lists import scans  # noqa: E402
 from mambamim_nets.bundle.inference.scan_loader import ScanLoader  # noqa: E402
 from mambamim_nets.bundle.io import itk_files  # noqa: E402
@@ -90,6 +101,30 @@ def test_a_series_is_read_where_its_headers_say(tmp_path, kind):
     assert scan.shape == (1, SHAPE[1], SHAPE[0], SHAPE[2]) and scan.dtype.is_floating_point
     assert Path(scan.meta["filename_or_obj"]).name == "case 1.5.nii.gz"
     assert_lies_where_headers_say(scan, sorted((tmp_path / "case 1.5").iterdir()))
+
+
+def test_each_opening_of_a_slice_has_its_reason(tmp_path, reads):
+    """All headers before the first voxel, the voxels of one scan at a time, and the bytes for report.json."""
+    for name in ("a", "b"):
+        write_series(tmp_path / "all" / name)
+    files = {str(file) for file in (tmp_path / "all").rglob("*.dcm")}
+    for counts in reads.values():
+        counts.clear()
+
+    def times(kind):
+        return {file: reads[kind][file] for file in files}
+
+    first, second = scans(str(tmp_path / "all"), str(tmp_path / "out"))
+    assert times("open") == times("header") == dict.fromkeys(files, 1) and not reads["decode"]
+    LoadScand("image")(first)
+    assert times("decode") == {file: int(file in first["series"].files) for file in files}
+    LoadScand("image")(second)
+    assert times("open") == times("header") == times("decode") == dict.fromkeys(files, 1), "ITK opens them by itself"
+    (tmp_path / "out").mkdir()
+    report = RunReport(tmp_path / "out")
+    for item in (first, second):
+        report.scan(item["name"], item, "done")
+    assert times("open") == dict.fromkeys(files, 2) and times("header") == dict.fromkeys(files, 1)
 
 
 def test_a_run_reads_each_header_once_and_decodes_each_slice_once(bundle_run, tmp_path, reads):
@@ -203,20 +238,6 @@ def missing(index, dataset):
         dataset.ImagePositionPatient[2] += 1.25
 
 
-def tilted(index, dataset):
-    dataset.ImagePositionPatient[1] += index
-
-
-def mixed(index, dataset):
-    if index == 3:
-        dataset.ImageOrientationPatient = [1, 0, 0, 0, 0, -1]
-
-
-def repeated(index, dataset):
-    if index == 3:
-        dataset.ImagePositionPatient[2] += SPACING[2]
-
-
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
@@ -225,7 +246,7 @@ def repeated(index, dataset):
             r"gap of 3\.75 mm, usually 2\.5 mm, between the slices at -107\.6.* and -103\.8.* mm: slices are missing",
         ),
         (tilted, "shifted by 3 mm from the first to the last"),
-        (mixed, "differ in orientation"),
+        (turned, "differ in orientation"),
         (repeated, "several slices lie at"),
     ],
 )

@@ -297,6 +297,7 @@ def damaged(data_of, tmp_path):
 NO_FORM = (QFORM, "2h", 0, 0)
 
 
+@pytest.mark.slow
 def test_a_labelled_case_without_orientation_is_listed(damaged, bundle_run, reliability):
     end = bundle_run("msd_seg", dataset_dir=str(damaged("msd_seg", NO_FORM)), max_epochs=1)
     words = "no orientation in the header: axes taken as LAS"
@@ -328,10 +329,22 @@ def test_landmarks_need_an_orientation(damaged, bundle_run, reliability):
     ("fault", "field", "words"),
     [
         ("an image without sform and qform", NO_FORM, "no sform, qform or direction in the header"),
-        ("an image with a spacing of 0", (PIXDIM + 4, "f", 0.0), "must be above 0 on every axis"),
-        ("an image with a negative spacing", (PIXDIM + 4, "f", -1.0), "must be above 0 on every axis"),
-        ("an image of 100 mm", (PIXDIM + 4, "f", 100.0), "must lie between 0.01 and 50 mm"),
-        ("an image with spacing in metres", (UNITS, "B", 1), "must be in mm"),
+        pytest.param(
+            *("an image with a spacing of 0", (PIXDIM + 4, "f", 0.0), "must be above 0 on every axis"),
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            *("an image with a negative spacing", (PIXDIM + 4, "f", -1.0), "must be above 0 on every axis"),
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            *("an image of 100 mm", (PIXDIM + 4, "f", 100.0), "must lie between 0.01 and 50 mm"),
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            *("an image with spacing in metres", (UNITS, "B", 1), "must be in mm"),
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_headers_that_are_left_out_of_pretraining(fault, field, words, damaged, bundle_run, reliability, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 
+import jsonschema
 import numpy as np
 import pytest
 
@@ -51,6 +52,48 @@ def test_markups_have_what_slicer_writes(tmp_path):
         assert point["orientation"] == [-1, 0, 0, 0, -1, 0, 0, 0, 1]
     assert [p["positionStatus"] for p in markup["controlPoints"]] == ["defined", "defined", "missing"]
     assert np.isnan(read_markups(tmp_path / "p.mrk.json")["HDV_start"]).all()
+
+
+def numbers(count: int) -> dict:
+    return {"type": "array", "items": {"type": "number"}, "minItems": count, "maxItems": count}
+
+
+# what markups-schema-v1.0.3.json of 3D Slicer (commit 15671043) asks of a list of points, in our words
+TEXT, SWITCH = {"type": "string"}, {"type": "boolean"}
+POINT = {"id": TEXT, "label": TEXT, "description": TEXT, "associatedNodeID": TEXT, "position": numbers(3)}
+POINT |= {"orientation": numbers(9), "selected": SWITCH, "locked": SWITCH, "visibility": SWITCH}
+POINT |= {"positionStatus": {"enum": ["undefined", "preview", "defined"]}}
+LIST = {
+    "type": {"enum": ["Fiducial", "Line", "Angle", "Curve", "ClosedCurve", "Plane", "ROI"]},
+    "coordinateSystem": {"enum": ["LPS", "RAS"]},
+    "coordinateUnits": {"enum": ["mm", "um"]},
+    "locked": SWITCH,
+    "fixedNumberOfControlPoints": SWITCH,
+    "labelFormat": TEXT,
+    "controlPoints": {"type": "array", "items": {"type": "object", "properties": POINT}},
+    "display": {"type": "object", "properties": {"visibility": SWITCH, "pointLabelsVisibility": SWITCH}},
+}
+MARKUPS = {
+    "type": "object",
+    "required": ["@schema", "markups"],
+    "properties": {
+        "@schema": TEXT,
+        "markups": {"type": "array", "items": {"type": "object", "required": ["type"], "properties": LIST}},
+    },
+}
+
+
+def test_markups_follow_the_schema_of_slicer_but_for_points_that_are_missing(tmp_path):
+    validator = jsonschema.Draft7Validator(MARKUPS)
+    for frame in ("LPS", "RAS"):
+        validator.validate(json.loads(write_markups(tmp_path / "p.mrk.json", POINTS, frame).read_text()))
+    content = json.loads(write_markups(tmp_path / "p.mrk.json", POINTS | {"HDV_start": (np.nan,) * 3}).read_text())
+    # Slicer itself writes "missing" (vtkMRMLMarkupsNode), which its schema does not name
+    wrong = {"/".join(map(str, error.absolute_path)): error.instance for error in validator.iter_errors(content)}
+    assert {place.removeprefix("markups/0/controlPoints/2/"): value for place, value in wrong.items()} == {
+        "position": "",
+        "positionStatus": "missing",
+    }
 
 
 def test_tables_of_other_programs(tmp_path):

@@ -7,7 +7,7 @@ pydicom = pytest.importorskip("pydicom")
 pytest.importorskip("itk")
 
 import nibabel as nib  # noqa: E402
-from dicom_series import ORIENTATIONS, write_series  # noqa: E402
+from dicom_series import ORIENTATIONS, another_frame, write_series  # noqa: E402
 from matplotlib.path import Path as Polygon  # noqa: E402
 
 from mambamim_nets.bundle.io.dicom_series import series_of  # noqa: E402
@@ -120,9 +120,6 @@ def test_nothing_found_is_an_rtstruct_too(tmp_path):
 
 
 def test_another_grid_and_other_labels_are_refused(tmp_path):
-    def another_frame(index, dataset):
-        dataset.FrameOfReferenceUID += ".2" if index == 2 else ""
-
     write_series(tmp_path / "case")
     write_series(tmp_path / "frames", change=another_frame)
     (series,), (other,) = (series_of(tmp_path / name)[0] for name in ("case", "frames"))

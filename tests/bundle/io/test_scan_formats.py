@@ -4,6 +4,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from monai.data import MetaTensor
 
 from mambamim_nets.bundle.io.scan_formats import LoadScand, read_scan, scan_header
 
@@ -46,6 +47,16 @@ def test_channels_of_one_file_come_in_the_order_that_is_asked_for(write):
     assert out["image"].meta["filename_or_obj"].endswith("/case.nii.gz"), "results are named after the scan"
     _, alone = write("b.nii.gz", 4, 5, 6)
     assert LoadScand("image", order=[1, 0])({"image": [alone, alone]})["image"].shape[0] == 2, "files have theirs"
+
+
+def test_an_image_in_memory_is_taken_as_it_is(write):
+    _, path = write("a.nii.gz", 4, 5, 6)
+    scan = LoadScand("image")({"image": path})["image"]
+    bare = MetaTensor(scan[0].short(), affine=scan.affine, meta={"original_channel_dim": "no_channel"})
+    out = LoadScand("image")({"image": bare})
+    np.testing.assert_array_equal(out["image"], scan[:].short())
+    np.testing.assert_array_equal(out["image"].affine, scan.affine)
+    assert out["image"].dtype == scan.dtype and list(out) == ["image"]
 
 
 def test_voxels_that_are_not_finite_in_float32_are_counted(tmp_path):

@@ -1,6 +1,5 @@
 """Planned bundles are bundles: four unlike data sets are planned and trained, and MONAI's verbs accept the outcome."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ import pytest
 import torch
 from helpers import finished
 from monai.bundle import ConfigParser, ConfigWorkflow, ckpt_export, verify_metadata, verify_net_in_out
-from plan.conftest import boxes
+from plan.conftest import boxes, config_of
 
 from mambamim_nets import phantom
 
@@ -32,10 +31,6 @@ def forty_classes(_: Path, written: Callable[..., Path]) -> Path:
     """Classes 36 to 40 are each in the first two of four cases only."""
     cases = [boxes(n, [*range(1, 36), *(RARE if n < 2 else [])]) for n in range(4)]
     return written(cases, {f"structure {value}": value for value in range(1, 41)})
-
-
-def config_of(bundle: Path, name: str) -> dict[str, Any]:
-    return json.loads((bundle / "configs" / f"{name}.json").read_text())
 
 
 def trained(bundle: Path, output: Path, **options: Any) -> ConfigWorkflow:

@@ -4,14 +4,13 @@ import csv
 import logging
 import re
 
-import numpy as np
 import pytest
 
 pydicom = pytest.importorskip("pydicom")
 pytest.importorskip("itk")
 pytest.importorskip("highdicom")
 
-from dicom_series import write_series  # noqa: E402
+from dicom_series import another_frame, repeated, tilted, turned, write_series  # noqa: E402
 from pydicom.encaps import encapsulate  # noqa: E402
 from pydicom.uid import JPEG2000Lossless  # noqa: E402
 
@@ -206,20 +205,6 @@ def missing(index, dataset):
         dataset.ImagePositionPatient[2] -= 2.5
 
 
-def tilted(index, dataset):
-    dataset.ImagePositionPatient[1] += index
-
-
-def turned(index, dataset):
-    if index == 3:
-        dataset.ImageOrientationPatient = [1, 0, 0, 0, 0, -1]
-
-
-def repeated(index, dataset):
-    if index == 3:
-        dataset.ImagePositionPatient[2] += 2.5
-
-
 def larger(index, dataset):
     if index == 3:
         dataset.Rows, dataset.Columns, dataset.PixelData = 8, 8, bytes(128)
@@ -350,11 +335,6 @@ def test_a_broken_file_of_no_series_of_images_is_a_warning(bundle_run, tmp_path,
 # --- DICOM-SEG ------------------------------------------------------------------------------------
 
 
-def another_frame(index, dataset):
-    if index == 2:
-        dataset.FrameOfReferenceUID += ".2"
-
-
 TAGS = {
     "the patient's sex is 0000: no DICOM-SEG": stated("PatientSex", "0000"),
     "the slices differ in their frame of reference: no DICOM-SEG": another_frame,
@@ -386,18 +366,6 @@ def test_highdicom_is_silent(bundle_run, tmp_path, caplog):
         end = segment(bundle_run, tmp_path / "case", tmp_path / "out")
     assert end.status == 0
     assert not [record for record in caplog.records if record.name.startswith("highdicom")]
-
-
-def test_a_warning_is_one_line_below_the_title():
-    image = np.random.default_rng(0).random((8, 9, 10))
-    figure = overlay_figure(image, image > 0.5, {1: "a"}, "title\n" + "look $here " * 40)
-    texts = {text.get_text(): text for text in figure.texts}
-    note = next(text for name, text in texts.items() if name.startswith("look $here"))
-    assert note.get_text().endswith("...") and "\n" not in note.get_text()
-    figure.canvas.draw()
-    box, title = (text.get_window_extent() for text in (note, texts["title"]))
-    assert box.x0 > 0 and box.x1 < figure.bbox.x1
-    assert box.y1 < title.y0 and box.y0 > figure.axes[0].title.get_window_extent().y1
 
 
 def test_a_dicom_seg_says_that_weights_are_a_demonstration(bundle_run, tmp_path):

@@ -278,6 +278,7 @@ def test_intensities_that_overflow_in_training(cache_rate, own, bundle_run, tmp_
     assert end.status and "NaN or infinite after preprocessing" in end.last and no_training(end, tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_weights_that_become_infinite_are_not_saved(monkeypatch, data, bundle_run, reliability, tmp_path):
     """The loss is finite in every step, and the last step of the second epoch spoils the weights."""
 
@@ -297,6 +298,7 @@ def test_weights_that_become_infinite_are_not_saved(monkeypatch, data, bundle_ru
     reliability("Training runs", "weights that become NaN in the last step of an epoch", end)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_is_not_finite_is_not_resumed(data, bundle_run, reliability, tmp_path):
     bundle_run("msd_seg", dataset_dir=str(data), max_epochs=1)
     file = tmp_path / "out" / "checkpoint_last.pt"

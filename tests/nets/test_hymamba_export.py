@@ -9,7 +9,6 @@ import torch
 from torch.testing import assert_close
 
 from mambamim_nets import HyMamba, HyMambaSeg
-from mambamim_nets.ops.recurrence import naive, parallel
 
 SHAPE = (1, 2, 32, 48, 32)
 OTHERS = ((2, 2, 16, 32, 48), (1, 2, 48, 16, 16))
@@ -104,29 +103,3 @@ def test_onnx_equals_eager_with_few_nodes(tmp_path):
     maps = [torch.from_numpy(m) for m in session.run(None, {session.get_inputs()[0].name: image().numpy()})]
     assert_equal(lambda _: maps, eager, SHAPE)
     assert len(onnx.load(path).graph.node) < 500  # token by token there would be over 1000
-
-
-@pytest.mark.parametrize("length", [1, 2, 5, 8, 33])
-@pytest.mark.parametrize("groups", [1, 3])
-def test_parallel_scan_equals_the_loop_with_all_gradients(length, groups):
-    generator = torch.Generator().manual_seed(length)
-
-    def normal(*shape):
-        return torch.randn(shape, generator=generator, dtype=torch.float64)
-
-    inputs = [normal(2, length, 6), normal(2, length, 6).exp(), -normal(6, 4).exp()]
-    inputs = [tensor.requires_grad_() for tensor in (*inputs, *(normal(2, groups, length, 4) for _ in range(2)))]
-    results = []
-    for scan in (parallel, naive):
-        y, state = scan(*inputs)
-        loss = (y * torch.linspace(-1, 1, y.numel()).view_as(y)).sum() + state.square().sum()
-        results.append((y, state, *torch.autograd.grad(loss, inputs, allow_unused=True, materialize_grads=True)))
-    for ours, theirs in zip(*results, strict=True):
-        assert_close(ours, theirs, atol=1e-10, rtol=1e-10)
-
-
-def test_parallel_scan_survives_strong_decay():
-    u, delta = torch.ones(1, 600, 2), torch.full((1, 600, 2), 50.0)
-    A, matrix = torch.tensor([[-16.0, -1e-4]]).expand(2, 2), torch.ones(1, 1, 600, 2)
-    for ours, theirs in zip(parallel(u, delta, A, matrix, matrix), naive(u, delta, A, matrix, matrix), strict=True):
-        assert_close(ours, theirs, atol=1e-4, rtol=1e-5)

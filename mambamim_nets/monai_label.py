@@ -1,0 +1,132 @@
+"""`python -m mambamim_nets.monai_label --app apps/monaibundle`: lay out bundles for MONAI Label, which 3D Slicer uses.
+
+The stock app ``monaibundle`` serves whatever bundle lies in its folder ``model``, and takes every one for a
+segmentation whose network's channels are label values. This command writes copies there that are served as they are
+meant, and refuses bundles that do not segment. Weights, networks and transforms are the bundle's own. A copy differs in
+
+- metadata: ``channel_def`` of the network's output, from which MONAI Label takes the names of labels, holds the labels
+  of the result. For regions, such as those of BraTS, channels are something else.
+- inference: ``inferer``, the key that MONAI Label reads, is the whole of what the bundle runs, which leaves out windows
+  of air; the path that MONAI Label adds to the image's keys is dropped, since MONAI's Spacingd takes it for meta data.
+- training: a copy has no train.json, so that the server offers none; the bundle itself trains on submitted labels.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import fire
+
+from mambamim_nets.bundle.files import read_json, write_text
+from mambamim_nets.bundle.metadata import metadata_entry
+from mambamim_nets.segmentation import bundle_folder
+
+__all__ = ["lay_out", "main", "served"]
+
+logger = logging.getLogger("mambamim_nets")
+
+SEGMENTATION = ("btcv_seg", "amos_seg", "ctorg_seg", "kits23_seg", "brats_seg", "msd_seg")
+FILES = ("metadata", "inference")
+
+
+def lay_out(app: str, bundles: str | Sequence[str] = SEGMENTATION, overwrite: bool = False) -> list[Path]:
+    """Write bundles into the folder ``model`` of MONAI Label's app ``monaibundle``.
+
+    Args:
+        app: folder of the app, as ``monailabel apps --download --name monaibundle`` makes it.
+        bundles: folders of segmentation bundles, or their names, see `bundle_folder`; also separated by commas.
+        overwrite: replace those that are there, with what was trained in them.
+
+    Returns:
+        Their folders.
+
+    Raises:
+        FileNotFoundError: the app is not there, or there is no such bundle.
+        FileExistsError: a bundle was laid out before, and `overwrite` is false; nothing is written then.
+        ValueError: a bundle does not segment, or has no weights; nothing is written then.
+    """
+    home = Path(str(app)).expanduser()
+    if not (home / "main.py").is_file():
+        raise FileNotFoundError(
+            f"option --app {str(app)!r} must be a folder with main.py of MONAI Label's app; make it by monailabel apps"
+            " --download --name monaibundle --output apps, and give apps/monaibundle"
+        )
+    names = bundles.split(",") if isinstance(bundles, str) else bundles
+    todo = {home / "model" / folder.name: folder for folder in (bundle_folder(name) for name in names)}
+    copies = {place: served(folder) for place, folder in todo.items()}
+    for place in todo:
+        if place.exists() and not overwrite:
+            raise FileExistsError(f"{place} exists, perhaps with trained weights; move it away, or give --overwrite")
+    for place, configs in copies.items():
+        _write(todo[place], place, configs)
+        logger.info("%s", place)
+    return list(todo)
+
+
+def served(bundle: Path) -> dict[str, dict[str, Any]]:
+    """Return the configurations of a bundle as MONAI Label needs them, by file name without ending.
+
+    Raises:
+        ValueError: the bundle does not segment, or has no weights.
+    """
+    metadata, inference = (read_json(bundle / "configs" / f"{name}.json") for name in FILES)
+    try:
+        labels = metadata_entry(bundle, "label_def")
+    except ValueError:
+        raise ValueError(
+            f"bundle {bundle} does not segment: its metadata has no label_def, so MONAI Label would offer something"
+            " else as labels; give segmentation bundles"
+        ) from None
+    if not (bundle / "models" / "model.pt").is_file():
+        raise ValueError(f"bundle {bundle} must have models/model.pt, which MONAI Label serves; train it first")
+    metadata["network_data_format"]["outputs"]["pred"]["channel_def"] = labels
+    return dict(zip(FILES, (metadata, _inference(inference)), strict=True))
+
+
+def _inference(config: dict[str, Any]) -> dict[str, Any]:
+    config = copy.deepcopy(config)
+    config["sliding_window"] = config["inferer"]
+    config["autocast_inferer"]["inferer"] = "@sliding_window"
+    config["inferer"] = config.pop("ensemble_inferer")
+    config["evaluator"]["inferer"] = "$@inferer"
+    config["preprocessing"]["transforms"].insert(0, {"_target_": "DeleteItemsd", "keys": "image_path"})
+    # without that path MONAI Label cannot tell the format of results that nobody asks for; 3D Slicer asks for .nrrd
+    config["displayable_configs"] = {"result_extension": ".nii.gz"}
+    return config
+
+
+def _write(bundle: Path, place: Path, configs: dict[str, dict[str, Any]]) -> None:
+    """Write a copy beside its place, and move it there when it is complete."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".part-", dir=place.parent) as part:
+        made = Path(part, place.name)
+        for name, config in configs.items():
+            write_text(made / "configs" / f"{name}.json", json.dumps(config, indent=4) + "\n")
+        for name in ("LICENSE", "configs/logging.conf", "models/model.pt", "docs/README.md", "docs/data_license.txt"):
+            if (bundle / name).is_file():
+                (made / name).parent.mkdir(exist_ok=True)
+                shutil.copyfile(bundle / name, made / name)
+        if place.exists():
+            shutil.rmtree(place)
+        made.rename(place)
+
+
+def main() -> None:
+    """Run the command; a refusal is one sentence."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        fire.Fire(lay_out, serialize=lambda _: "")
+    except (ValueError, OSError) as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()
