@@ -43,6 +43,7 @@ __all__ = [
 
 logger = logging.getLogger("mambamim_nets")
 PUBLISHED = "folds.json"  # in a bundle's configs: the folds of a published split
+FOLDS = 5  # that are made where no file says how to divide
 
 
 class ReplaceUnreadabled(MapTransform):
@@ -119,7 +120,7 @@ def fold_cases(
         cases: all labelled cases.
         folder: data set folder; its ``split.json`` or ``splits_final.json`` is used if ``fold_file`` is not given.
         fold: 0 .. 4; or "official": as the Decathlon-style list ``fold_file`` says, or else ``dataset.json``; or
-            "all": train on every case.
+            "all": train on every case, and validate on fold 0 of them, or of fewer than five subjects on all.
         part: which part.
         fold_file: JSON of folds; else made, by subject, where no file applies.
         train_cases: how many training cases to keep (few-label experiments), drawn by ``seed``.
@@ -142,7 +143,9 @@ def fold_cases(
         published = Path(bundle_root, "configs", PUBLISHED) if bundle_root is not None else None
         if source is None and published is not None and published.is_file():
             source = str(published) if named_in(published) == {item["case"] for item in cases} else None
-        chosen = split(cases, fold, folds(cases, fold_file=source), part)
+        subjects = {item.get("subject", item["case"]) for item in cases}
+        undivided = fold == "all" and source is None and len(subjects) < FOLDS
+        chosen = split(cases, fold, () if undivided else folds(cases, source, FOLDS), part)
     if part == "train" and train_cases:
         chosen = limit_cases(chosen, train_cases, seed)
     logger.info("%s: %d cases of fold %s (%s)", part, len(chosen), fold, source or "folds made by subject")

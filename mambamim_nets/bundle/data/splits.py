@@ -77,9 +77,9 @@ def split(
     Args:
         cases: items with "case".
         fold: index of the held-out fold; or "official": the parts under which the cases are "listed"; or "all": then
-            every case trains, and "val" returns fold 0, which was trained on. Its scores show that the chain runs and
-            say nothing about new scans.
-        folds: as from the function `folds`; not used with "official".
+            every case trains, and "val" returns fold 0, or every case without folds, which were trained on. Its scores
+            show that the chain runs and say nothing about new scans.
+        folds: as from the function `folds`; not used with "official"; there may be none with "all".
         part: "train" or "val".
 
     Returns:
@@ -98,6 +98,8 @@ def split(
         logger.warning(
             "fold 'all': validation uses cases that are also trained on; its scores say nothing about new scans"
         )
+        if not folds:
+            return [dict(item) for item in cases]
         index = 0
     else:
         index = _fold_index(fold, len(folds))

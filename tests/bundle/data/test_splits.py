@@ -237,6 +237,9 @@ class TestFoldCases:
     def test_all_of_one_case_needs_no_folds(self, tmp_path):
         """As in the evaluation of a scan of one's own."""
         assert fold_cases(self.CASES[:1], str(tmp_path), "all", "train") == [dict(self.CASES[0])]
+        assert fold_cases(self.CASES[:1], str(tmp_path), "all", "val") == [dict(self.CASES[0])]
+        assert fold_cases(self.CASES[:4], str(tmp_path), "all", "val") == [dict(case) for case in self.CASES[:4]]
+        assert len(fold_cases(self.CASES, str(tmp_path), "all", "val")) < len(self.CASES), "fold 0 of five"
         with pytest.raises(ValueError, match="from 2 to 1, the number of subjects; add cases"):
             fold_cases(self.CASES[:1], str(tmp_path), 0, "train")
 
