@@ -64,7 +64,7 @@ def lay_out(app: str, bundles: str | Sequence[str] = SEGMENTATION, overwrite: bo
     copies = {place: served(folder) for place, folder in todo.items()}
     for place in todo:
         if place.exists() and not overwrite:
-            raise FileExistsError(f"{place} exists, perhaps with trained weights; move it away, or give --overwrite")
+            raise FileExistsError(f"{place} exists, perhaps with weights of its own; move it away, or give --overwrite")
     for place, configs in copies.items():
         _write(todo[place], place, configs)
         logger.info("%s", place)
@@ -115,7 +115,7 @@ def _write(bundle: Path, place: Path, configs: dict[str, dict[str, Any]]) -> Non
                 (made / name).parent.mkdir(exist_ok=True)
                 shutil.copyfile(bundle / name, made / name)
         if place.exists():
-            shutil.rmtree(place)
+            place.rename(Path(part, "replaced"))  # one name away from both copies whenever it is stopped
         made.rename(place)
 
 

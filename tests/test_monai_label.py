@@ -71,7 +71,7 @@ def test_a_copy_has_what_is_served_and_nothing_else(app):
     configs = {f"configs/{name}" for name in ("inference.json", "metadata.json", "logging.conf")}
     assert files == configs | {"LICENSE", "models/model.pt", "docs/README.md", "docs/data_license.txt"}
     (place / "models" / "model.pt").write_bytes(b"trained")
-    with pytest.raises(FileExistsError, match=r"msd_seg exists, perhaps with trained weights; .* give --overwrite"):
+    with pytest.raises(FileExistsError, match=r"msd_seg exists, perhaps with weights of its own; .* give --overwrite"):
         lay_out(str(app), ["btcv_seg", "msd_seg"])
     assert (place / "models" / "model.pt").read_bytes() == b"trained" and not (app / "model" / "btcv_seg").exists()
     lay_out(str(app), "msd_seg", overwrite=True)

@@ -57,7 +57,8 @@ def test_the_copied_bundle_trains_evaluates_and_finds_points(bundle, command, da
     output = command(alone / "configs/inference.json", *options, *CLI, cwd=tmp_path, fails=True)
     assert "broken" in output and "1 of 2 scans failed" in output
     made = {path.name for path in (tmp_path / "out").iterdir() if path.name[0] != "."}
-    assert made == {"a_landmarks.csv", "a_landmarks.mrk.json", "a_preview.png", "biometry.csv"}
+    of_the_run = {"biometry.csv", "report.html", "report.json"}
+    assert made == {"a_landmarks.csv", "a_landmarks.mrk.json", "a_preview.png", *of_the_run}
     (row,) = table(tmp_path / "out" / "biometry.csv")
     columns = ["scan", "TCD (mm)", "HDV (mm)", "ADV (mm)", "confidence", "check", "warnings", "weights", "made from"]
     assert list(row) == columns and row["scan"] == "a"
