@@ -25,6 +25,7 @@ from monai.networks.blocks import UnetrUpBlock
 from torch import Tensor, nn
 
 from mambamim_nets.layers.conv import Conv3, MedNeXtBlock, ResidualBlock
+from mambamim_nets.layers.instance_norm import CHANNELS_LAST_INSTANCE
 from mambamim_nets.layers.mamba import NORM_EPS, MambaLayer
 from mambamim_nets.layers.position import sincos_position
 from mambamim_nets.masking import STRIDE, check_visible, expand_visible, place_tokens, token_grid
@@ -236,8 +237,7 @@ class HyMamba(nn.Module):
 class HyMambaSeg(nn.Module):
     """HyMamba with a UNETR decoder: four up-blocks, a residual block and a 1^3 convolution to classes.
 
-    Everything is channels-last, weights too, where convolutions need no reordering. The decoder's instance norm is
-    written as a group norm of one channel per group, the same without parameters, since MONAI's would leave that order.
+    Everything is channels-last, weights too, where convolutions need no reordering.
 
     Args:
         in_channels: image channels.
@@ -274,7 +274,7 @@ class HyMambaSeg(nn.Module):
                 out_channels=widths[level],
                 kernel_size=3,
                 upsample_kernel_size=2,
-                norm_name=("group", {"num_groups": widths[level], "affine": False}),
+                norm_name=CHANNELS_LAST_INSTANCE,
                 res_block=True,
             )
             for level in (3, 2, 1, 0)

@@ -20,6 +20,7 @@ from einops import rearrange
 from monai.networks.blocks import UnetrBasicBlock, UnetrPrUpBlock, UnetrUpBlock
 from torch import Tensor, nn
 
+from mambamim_nets.layers.instance_norm import CHANNELS_LAST_INSTANCE
 from mambamim_nets.layers.mamba import NORM_EPS, MambaLayer, TokenNorm
 from mambamim_nets.layers.position import sincos_position
 from mambamim_nets.masking import STRIDE, check_visible, place_tokens, token_grid
@@ -155,7 +156,7 @@ class VisionMamba(nn.Module):
 class MambaUNETR(nn.Module):
     """UNETR's decoder, MONAI's blocks, on Vision Mamba features and the image.
 
-    The decoder is channels-last with its instance norm written as a group norm, as in `HyMambaSeg`.
+    The decoder is channels-last, as that of `HyMambaSeg`.
 
     Args:
         in_channels: image channels.
@@ -184,16 +185,13 @@ class MambaUNETR(nn.Module):
         self.size, self.out_channels = self.encoder.size, out_channels
         width, fine = UNETR_SIZES[size].width, UNETR_SIZES[size].feature_size
 
-        def norm(channels: int) -> tuple[str, dict]:
-            return "group", {"num_groups": channels, "affine": False}
-
         self.image = UnetrBasicBlock(
             spatial_dims=3,
             in_channels=in_channels,
             out_channels=fine,
             kernel_size=3,
             stride=1,
-            norm_name=norm(fine),
+            norm_name=CHANNELS_LAST_INSTANCE,
             res_block=True,
         )
         self.skips = nn.ModuleList(
@@ -205,7 +203,7 @@ class MambaUNETR(nn.Module):
                 kernel_size=3,
                 stride=1,
                 upsample_kernel_size=2,
-                norm_name=norm(fine * factor),
+                norm_name=CHANNELS_LAST_INSTANCE,
                 conv_block=True,
                 res_block=True,
             )
@@ -218,7 +216,7 @@ class MambaUNETR(nn.Module):
                 out_channels=o,
                 kernel_size=3,
                 upsample_kernel_size=2,
-                norm_name=norm(o),
+                norm_name=CHANNELS_LAST_INSTANCE,
                 res_block=True,
             )
             for i, o in ((width, fine * 8), (fine * 8, fine * 4), (fine * 4, fine * 2), (fine * 2, fine))

@@ -39,7 +39,9 @@ def test_mae_decodes_positions_and_keeps_tokens_apart():
 @pytest.mark.parametrize("scan", ["hilbert", "shuffle"])
 def test_reconstructions_lie_where_their_tokens_are_in_every_scan_order(scan):
     network, plain = mae(scan), mae()
-    assert_order_does_not_matter(network, plain, [*network.encoder.mamba, *network.decoder], *batch(GRID, samples=2, ratio=0.75))
+    assert_order_does_not_matter(
+        network, plain, [*network.encoder.mamba, *network.decoder], *batch(GRID, samples=2, ratio=0.75)
+    )
 
 
 @pytest.mark.parametrize("option", ["decoder_width", "decoder_depth"])
