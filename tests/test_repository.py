@@ -58,7 +58,7 @@ RULES = {
     "fused": Rule({"ops"}, TENSORS | {"triton"}),  # ops/<operator>/fused.py
     "masking": Rule({"ops", "masking"}),
     "losses": Rule({"ops", "masking", "losses"}),
-    "layers": Rule({"ops", "masking", "layers"}),
+    "layers": Rule({"ops", "masking", "layers"}, TENSORS | {"monai.networks.layers"}),
     "nets": Rule({"ops", "masking", "losses", "layers", "nets"}, TENSORS | {"monai.networks"}),
     "pretraining": Rule({"ops", "masking", "losses", "layers", "nets", "pretraining"}, TENSORS | {"monai.networks"}),
     "records": Rule(NETWORK_ROOMS - {"checkpoint"}),

@@ -25,8 +25,8 @@ from monai.networks.blocks import UnetrUpBlock
 from torch import Tensor, nn
 
 from mambamim_nets.layers.conv import Conv3, MedNeXtBlock, ResidualBlock
-from mambamim_nets.layers.instance_norm import CHANNELS_LAST_INSTANCE
 from mambamim_nets.layers.mamba import NORM_EPS, MambaLayer
+from mambamim_nets.layers.norm import CHANNELS_LAST_INSTANCE
 from mambamim_nets.layers.position import sincos_position
 from mambamim_nets.masking import STRIDE, check_visible, expand_visible, place_tokens, token_grid
 from mambamim_nets.nets.protocols import Encoding

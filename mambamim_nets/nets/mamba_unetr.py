@@ -20,8 +20,8 @@ from einops import rearrange
 from monai.networks.blocks import UnetrBasicBlock, UnetrPrUpBlock, UnetrUpBlock
 from torch import Tensor, nn
 
-from mambamim_nets.layers.instance_norm import CHANNELS_LAST_INSTANCE
 from mambamim_nets.layers.mamba import NORM_EPS, MambaLayer, TokenNorm
+from mambamim_nets.layers.norm import CHANNELS_LAST_INSTANCE
 from mambamim_nets.layers.position import sincos_position
 from mambamim_nets.masking import STRIDE, check_visible, place_tokens, token_grid
 from mambamim_nets.nets.protocols import Encoding

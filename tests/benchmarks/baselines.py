@@ -5,12 +5,14 @@
     looped TOKI      per sample and per gap, z_j = sum_n Abar^(j-n) Bbar s_n with powers of Abar (Eq. 6-8)
     reference scan   exp(Delta A) and Delta B u as (B, D, L, N), then a Python loop over L (mamba_ssm's definition)
     parallel scan    the same two tensors, then a scan of log depth over them (Blelloch 1990), backward likewise
+    plain norm       instance norm as a group norm of one channel per group, with PyTorch's gradient
 
 The dense-masked baselines read nothing of a network but its parameters, so they do not change when its code does. They
 are given every advantage that does not change the method: channels-last memory, the fewest multiplications by the mask
 that keep hidden voxels at zero, and the package's own selective scan and token interpolation.
 """
 
+import copy
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -21,6 +23,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from mambamim_nets import HyMamba, MambaMIM
+from mambamim_nets.layers.norm import ChannelsLastInstanceNorm
 from mambamim_nets.layers.position import sincos_position
 from mambamim_nets.masking import expand_visible, token_grid
 from mambamim_nets.ops import scan_order, toki
@@ -243,3 +246,23 @@ def scan(
     """Do what ``ops.selective_scan`` does with delta_softplus, by another recurrence; B and C (b, n, l)."""
     y = recurrence(u, F.softplus(delta + delta_bias[:, None]), A, B, C)
     return (y + u * D[:, None]) * F.silu(z)
+
+
+class _PlainNorm(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.group_norm(x, x.shape[1])
+
+
+def with_plain_norms(network: nn.Module) -> nn.Module:
+    """Return a copy of a network, weights included, whose instance norms have PyTorch's gradient."""
+    network = copy.deepcopy(network)
+    found = [
+        (parent, name)
+        for parent in network.modules()
+        for name, child in parent.named_children()
+        if isinstance(child, ChannelsLastInstanceNorm)
+    ]
+    assert found, "the network has no such norm"
+    for parent, name in found:
+        setattr(parent, name, _PlainNorm())
+    return network

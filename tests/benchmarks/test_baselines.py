@@ -4,10 +4,18 @@ import copy
 
 import pytest
 import torch
-from baselines import dense_masked_cnn, dense_masked_mim, looped_toki, parallel_recurrence, reference_recurrence, scan
+from baselines import (
+    dense_masked_cnn,
+    dense_masked_mim,
+    looped_toki,
+    parallel_recurrence,
+    reference_recurrence,
+    scan,
+    with_plain_norms,
+)
 from torch.testing import assert_close
 
-from mambamim_nets import HyMamba, MambaMIM
+from mambamim_nets import HyMamba, HyMambaSeg, MambaMIM
 from mambamim_nets.masking import random_visible
 from mambamim_nets.ops import selective_scan, toki
 
@@ -121,3 +129,11 @@ def test_float32_gradients_of_the_step_are_those_of_its_definition_in_float64():
             assert (ours.grad - theirs.grad).norm() < 0.05 * theirs.grad.norm(), name
             compared += 1
     assert compared > 100
+
+
+def test_plain_norms_give_the_same_gradients():
+    torch.manual_seed(0)
+    network = HyMambaSeg(in_channels=2, out_channels=3, size="tiny")
+    x = batch()[0].float()
+    found, expected = (gradients(one(x).square().mean(), one) for one in (network, with_plain_norms(network)))
+    assert_same_gradients(found, expected)

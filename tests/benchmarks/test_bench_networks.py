@@ -9,6 +9,7 @@ from harness import compare, convolution_work, record_times, spy
 from rows import NETWORKS
 from workloads import Segmentation
 
+from mambamim_nets.ops.norm import instance_norm
 from mambamim_nets.ops.recurrence import naive, on_cpu, parallel
 
 
@@ -28,6 +29,22 @@ def test_window_in_bf16(benchmark):
     assert share > 0.95, f"{share:.2f} of the convolutions ran in bf16"
     times = compare(benchmark, {"bf16": bf16, "fp32": window.infer})
     record_times(benchmark, "window-bf16", times, "bf16", "fp32")
+
+
+def test_training_step(benchmark):
+    ours, plain = Segmentation("tiny"), Segmentation("tiny", plain_norms=True)
+    for amp in (False, True):
+        with spy(instance_norm) as calls:
+            ours.train(amp)
+        assert calls[instance_norm]
+    contenders = {
+        f"{kind}-{dtype}": functools.partial(made.train, amp=dtype == "bf16")
+        for dtype in ("fp32", "bf16")
+        for kind, made in (("ours", ours), ("plain", plain))
+    }
+    times = compare(benchmark, contenders)
+    for dtype in ("fp32", "bf16"):
+        record_times(benchmark, f"norm-{dtype}", times, f"ours-{dtype}", f"plain-{dtype}")
 
 
 @pytest.mark.parametrize("kind", ["inference", pytest.param("training step", marks=pytest.mark.long)])

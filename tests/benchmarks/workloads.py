@@ -14,6 +14,7 @@ from baselines import (
     parallel_recurrence,
     reference_recurrence,
     scan,
+    with_plain_norms,
 )
 from monai.networks.nets import UNETR, DynUNet, MedNeXtB, SwinUNETR
 from torch import Tensor, nn
@@ -161,8 +162,10 @@ def network(name: str) -> nn.Module:
 class Segmentation:
     """A segmentation network and a window of 96^3: inference, and a training step with cross-entropy."""
 
-    def __init__(self, name: str, device: str = "cpu") -> None:
+    def __init__(self, name: str, device: str = "cpu", plain_norms: bool = False) -> None:
         self.network = network(name).to(device)
+        if plain_norms:
+            self.network = with_plain_norms(self.network)
         self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=1e-4, fused=True)
         generator = torch.Generator().manual_seed(0)
         self.x = torch.rand(1, 1, SIDE, SIDE, SIDE, generator=generator).to(device)

@@ -5,7 +5,7 @@ from helpers import image
 from monai.networks.layers import get_norm_layer
 from torch.testing import assert_close
 
-from mambamim_nets.layers.instance_norm import CHANNELS_LAST_INSTANCE, ChannelsLastInstanceNorm
+from mambamim_nets.layers.norm import CHANNELS_LAST_INSTANCE, ChannelsLastInstanceNorm
 
 
 def test_monai_makes_it_by_name_and_it_is_instance_normalisation():

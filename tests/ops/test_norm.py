@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
-from mambamim_nets.ops import instance_norm as module
-from mambamim_nets.ops.instance_norm import instance_norm
+from mambamim_nets.ops import norm as module
+from mambamim_nets.ops.norm import instance_norm
 
 SHAPES = [(1, 1, 3, 3, 3), (2, 7, 4, 5, 6), (3, 16, 2, 1, 4)]
 EPS = 1e-5

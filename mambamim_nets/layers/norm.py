@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from monai.networks.layers import Norm
 from torch import Tensor, nn
 
-from mambamim_nets.ops.instance_norm import instance_norm
+from mambamim_nets.ops.norm import instance_norm
 
 __all__ = ["CHANNELS_LAST_INSTANCE", "ChannelsLastInstanceNorm"]
 
