@@ -14,7 +14,7 @@ from mambamim_nets.bundle.files import only_run
 from mambamim_nets.cross_validate.outcome import check_outcome
 from mambamim_nets.cross_validate.report import conclude
 from mambamim_nets.cross_validate.runs import CrossValidation, cross_validation
-from mambamim_nets.reproduce.runner import Launch, Launcher, cores, execute, listed, terminable, typed
+from mambamim_nets.reproduce.runner import Launch, Launcher, execute, listed, terminable, threads_each, typed
 
 __all__ = ["main", "validate"]
 
@@ -50,7 +50,7 @@ def command_with(launch: Launch | None = None) -> Callable[..., int]:
             dataset_dir: folder of the data set; else what the bundle's train.json says.
             task: of a bundle with several, such as Task09_Spleen.
             folds: which to train, such as 0,1,2.
-            jobs: runs at a time, which share the cores.
+            jobs: runs at a time, which share the cores unless OMP_NUM_THREADS is set.
             candidates: what to compare: scratch, tiny, base, pretrained=encoder.pt, networks/nnmamba.json or
                 option=value; parts joined by + are one candidate, such as scratch,base+pretrained=encoder.pt. The
                 first is kept unless another is better.
@@ -91,7 +91,7 @@ def validate(
         return 0
     only_run(work.folder, "cross-validation")
     with terminable():
-        launch = launch or Launcher(max(1, cores() // jobs))
+        launch = launch or Launcher(threads_each(jobs))
         failed = execute(work.runs, launch, jobs, say=lambda text: print(text, flush=True))
     if failed:
         print(f"{len(failed)} runs failed; the same command again tries these only", file=sys.stderr)

@@ -10,7 +10,7 @@ from typing import Any
 
 from mambamim_nets.reproduce.plan import Budget, Plan, make_plan, tables
 from mambamim_nets.reproduce.report import write
-from mambamim_nets.reproduce.runner import Launch, Launcher, cores, execute, listed, terminable, typed
+from mambamim_nets.reproduce.runner import Launch, Launcher, execute, listed, terminable, threads_each, typed
 
 FAILED, WRONG, INTERRUPTED = 1, 2, 130  # exit statuses
 
@@ -38,7 +38,11 @@ def parser() -> argparse.ArgumentParser:
     add("--finetune", action="append", metavar="KEY=VALUE", help="further option of every fine-tuning; repeatable")
     add("--pretrain", action="append", metavar="KEY=VALUE", help="further option of every pre-training; repeatable")
     add("--only", action="append", metavar="LABEL", help="run this row only; repeatable")
-    add("--jobs", type=int, help="runs at a time, which share the cores (default: %(default)s)")
+    add(
+        "--jobs",
+        type=int,
+        help="runs at a time, which share the cores unless OMP_NUM_THREADS is set (default: %(default)s)",
+    )
     add("--output", type=Path, help="folder of runs and results (default: %(default)s)")
     add("--bundles", type=Path, default=Path("bundles"), help="folder of the bundles (default: %(default)s)")
     add("--dry_run", action="store_true", help="print the commands and run nothing")
@@ -173,7 +177,7 @@ def main(arguments: Sequence[str] | None = None, launch: Launch | None = None) -
 
 
 def _run(plan: Plan, command: str, jobs: int, launch: Launch | None) -> int:
-    threads = max(1, cores() // jobs)
+    threads = threads_each(jobs)
     for path, content in plan.lists.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content, encoding="utf-8")

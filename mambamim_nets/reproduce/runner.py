@@ -23,7 +23,7 @@ from typing import Protocol
 
 from mambamim_nets.reproduce.plan import RECORD, Run, replacing
 
-__all__ = ["Launch", "Launcher", "cores", "duration", "execute", "listed", "terminable", "typed"]
+__all__ = ["Launch", "Launcher", "duration", "execute", "listed", "terminable", "threads_each", "typed"]
 
 PACKAGES = ("mambamim-nets", "torch", "monai", "pytorch-ignite", "numpy")
 LAST_LINES = 12  # of the log of a failed run
@@ -101,6 +101,12 @@ def _end(process: subprocess.Popen[bytes], by_force: bool = False) -> None:
 def cores() -> int:
     """Return how many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def threads_each(jobs: int) -> int:
+    """Return how many threads each of some runs at a time takes: OMP_NUM_THREADS, else a share of the cores."""
+    given = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return int(given) if given.isdecimal() and int(given) else max(1, cores() // jobs)
 
 
 @contextmanager

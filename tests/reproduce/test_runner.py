@@ -7,8 +7,9 @@ from dataclasses import replace
 
 import pytest
 
+from mambamim_nets.reproduce import runner
 from mambamim_nets.reproduce.plan import make_plan
-from mambamim_nets.reproduce.runner import Launcher, _left, duration, execute, typed
+from mambamim_nets.reproduce.runner import Launcher, _left, duration, execute, threads_each, typed
 
 
 @pytest.fixture
@@ -114,6 +115,15 @@ def test_a_removed_pretraining_is_not_repeated_for_nothing(plan, fake):
         path.unlink()
     again = fake()
     assert not run(plan, again)[0] and not again.started
+
+
+@pytest.mark.parametrize(("given", "expected"), [("", 4), ("1", 1), ("6", 6), ("3,2", 3), ("0", 4), ("many", 4)])
+def test_runs_take_the_threads_that_the_user_gives_or_share_the_cores(given, expected, monkeypatch):
+    monkeypatch.setattr(runner, "cores", lambda: 9)
+    monkeypatch.setenv("OMP_NUM_THREADS", given)
+    assert threads_each(2) == expected
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    assert [threads_each(jobs) for jobs in (1, 2, 9, 20)] == [9, 4, 1, 1]
 
 
 @pytest.mark.slow
