@@ -93,7 +93,13 @@ def convert(
     names = list(dict.fromkeys([*record.labels, *given]))
     _check_names(names, first)
     if dry_run:
-        return "\n".join([*_table(names, jobs), *_notes(problems, left_out, SHOWN), "nothing was written"])
+        return "\n".join(
+            [
+                *_table(names, [set(job.names.values()) for job in jobs]),
+                *_notes(problems, left_out, SHOWN),
+                "nothing was written",
+            ]
+        )
     only_run(target, WORK)
     try:
         return _converted(root, record, jobs, names, first, (problems, left_out), skip_refused, overwrite)
@@ -144,7 +150,10 @@ def _converted(
         warnings.insert(
             0, f"all {len(jobs)} cases are of one person; if that is not true, give --subject StudyInstanceUID"
         )
-    table_lines = _table(names, jobs)
+    here = {job.case for job in jobs}
+    gone = [f"{case}: its series is not in {root} any more" for case in sorted(record.cases) if case not in here]
+    warnings += gone if not problems else []
+    table_lines = _table(names, [set(line["voxels"]) for line in record.cases.values()])
     report = ["# Conversion", *table_lines, *_notes(problems, left_out), *[f"- look at {line}" for line in warnings]]
     write_text(target / REPORT, "\n".join(report) + "\n")
     return "\n".join(
@@ -194,7 +203,11 @@ def _wanted(labels: Any) -> dict[str, str]:
     """Return structure -> label; {} for all structures under their own names."""
     if not isinstance(labels, Mapping):
         return {name: name for name in _names("labels", labels)}
-    pairs = [(name, " ".join(str(label).split())) for label, said in labels.items() for name in _names("labels", said)]
+    pairs = [
+        (name, " ".join(str(label).split()))
+        for label, said in labels.items()
+        for name in _names("labels", [said] if isinstance(said, str) else said)
+    ]
     if twice := sorted(name for name, count in Counter(name for name, _ in pairs).items() if count > 1):
         raise ValueError(f"option --labels gives {some(twice)} to several labels; give each structure to one")
     return dict(pairs)
@@ -223,11 +236,11 @@ def _check_names(names: Sequence[str], priority: Sequence[str]) -> None:
 # --- what is said ---------------------------------------------------------------------------------
 
 
-def _table(names: Sequence[str], jobs: Sequence[Job]) -> list[str]:
-    """Return in how many cases each label is; which are in some only, and which have nearly one name."""
-    counts = Counter(label for job in jobs for label in set(job.names.values()))
-    lines = [f"- {value} {name}: {counts[name]} of {len(jobs)} cases" for value, name in enumerate(names, start=1)]
-    if partial := [name for name in names if counts[name] < len(jobs)]:
+def _table(names: Sequence[str], cases: Sequence[set[str]]) -> list[str]:
+    """Return in how many cases each label is, by the labels of each case; which are in some only, and alike names."""
+    counts = Counter(name for held in cases for name in held)
+    lines = [f"- {value} {name}: {counts[name]} of {len(cases)} cases" for value, name in enumerate(names, start=1)]
+    if partial := [name for name in names if counts[name] < len(cases)]:
         lines.append(f"not in all cases: {some(partial)}; where it is missing it counts as absent, which must be true")
     forms = defaultdict(list)
     for name in names:

@@ -190,26 +190,33 @@ def jobs_of(folder: Folder, wanted: Mapping[str, str]) -> tuple[list[Job], list[
         by_frame[series.frame].append(series)
     problems, left_out = list(folder.problems), list(folder.left_out)
     drawn: defaultdict[FoundSeries, list[LabelObject]] = defaultdict(list)
-    refused: set[str] = set()  # series whose labels are refused, which need no line of their own
+    refused: set[str] = set()  # series of which some label object is refused
     for label in folder.labels:
         try:
             drawn[_series_of(label, by_uid, by_frame)].append(label)
         except ValueError as error:
-            problems.append(str(error))
-            refused.update(label.series)
+            if any(name in wanted or not wanted for name in label.structures):
+                problems.append(str(error))
+                refused.update(label.series)
+            else:
+                left_out.append(str(error))
     jobs = []
     for series in folder.series:
         labels = tuple(sorted(drawn.get(series, ()), key=lambda one: one.file))
         held = [name for label in labels for name in label.structures]
         names = {name: wanted.get(name, name) for name in held if name in wanted or not wanted}
-        if objection := _repeated(labels, names):
+        if not series.uid:
+            problems.append(f"{series}: {series.error}")
+        elif series.uid in refused:  # it would count as background what the refused object has
+            left_out.append(f"{series}: a label object of it is refused")
+        elif objection := _repeated(labels, names):
             problems.append(objection)
         elif names:
             case = f"{series.subject[:8]}_{digest(series.uid)[:8]}"
             jobs.append(Job(case, series, labels, names))
         elif labels:
             left_out.append(f"{series}: has none of the labels, but {some(sorted(held)) or 'none'}")
-        elif series.uid not in refused:
+        else:
             left_out.append(f"{series}: {series.error or 'no label object refers to it'}")
     return jobs, problems, left_out
 

@@ -111,7 +111,8 @@ def test_another_frame_of_reference_is_refused(hospital, admit, reliability):
 
     edit(hospital / "two" / "rtstruct.dcm", moved)
     jobs, problems, left_out = matched(hospital)
-    assert jobs == left_out == [] and len(problems) == 2
+    assert jobs == [] and len(problems) == 2
+    assert [line.rpartition(": ")[2] for line in left_out] == ["a label object of it is refused"] * 2
     assert all("frame of reference 1.2.3 must be that of its series" in problem for problem in problems)
     reliability(
         "Data sets",
@@ -148,6 +149,25 @@ def test_a_series_in_two_folders_is_refused(hospital, admit):
     shutil.copytree(hospital / "one" / "ct", hospital / "one" / "copy")
     jobs, (problem,), _ = matched(hospital)
     assert jobs == [] and "keep one copy of each series" in problem
+
+
+def test_a_series_is_not_taken_with_a_part_of_its_labels(hospital, admit):
+    admit("one", SEG=LIVER, RTSTRUCT=SPLEEN)
+    edit(hospital / "one" / "seg.dcm", lambda content: setattr(content, "FrameOfReferenceUID", "1.2.3"))
+    jobs, problems, left_out = matched(hospital)
+    assert jobs == [] and len(problems) == 1 and left_out[0].endswith("a label object of it is refused")
+    jobs, problems, left_out = matched(hospital, ["spleen"])
+    assert [list(job.names) for job in jobs] == [["spleen"]] and problems == [] and "seg.dcm" in left_out[0]
+
+
+@pytest.mark.parametrize("share", [0.05, 0.2, 0.4, 0.6, 0.9])
+def test_a_cut_rtstruct_is_refused(hospital, admit, share):
+    admit("one", RTSTRUCT=LIVER | SPLEEN)
+    (hospital / "labels").mkdir()
+    path = (hospital / "one" / "rtstruct.dcm").rename(hospital / "labels" / "rt.dcm")
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    jobs, (problem,), _ = matched(hospital)
+    assert jobs == [] and "rt.dcm" in problem and "cannot be read" in problem
 
 
 def test_broken_label_objects_are_named(hospital, admit):

@@ -37,7 +37,12 @@ LABEL_KINDS = ("SEG", "RTSTRUCT")  # values of Modality
 PLANE_ERROR = 0.25  # of the gap between slices: how far a contour may lie off the plane of its slice
 CLOSED = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR")  # the geometric types of contours that have an inside
 SEG_TAGS = ["ReferencedSeriesSequence", "SegmentSequence", "SegmentationType"]
-RTSTRUCT_TAGS = ["ReferencedFrameOfReferenceSequence", "StructureSetROISequence", "ROIContourSequence"]
+RTSTRUCT_TAGS = [
+    "ReferencedFrameOfReferenceSequence",
+    "StructureSetROISequence",
+    "ROIContourSequence",
+    "RTROIObservationsSequence",
+]
 
 
 class LabelObject(NamedTuple):
@@ -155,12 +160,12 @@ def _segment_voxels(
             # packed as in the file; lazy reading of highdicom 0.28 cuts frames whose pixels are no multiple of 8
             seg = hd.seg.segread(path)
         geometry = [np.array(values, dtype=float) for values in frame_geometry(seg)]
+        label_map = seg.SegmentationType == "LABELMAP"
+        numbers = [0] * len(geometry[0]) if label_map else _segment_numbers(seg)
     except Exception as error:  # whatever the reader raises on a broken file, or on frames without a position
         raise ValueError(f"{path} cannot be read as DICOM-SEG ({error}); copy or export it again") from error
     _require_gap(path, seg, geometry[1], to_voxel)
-    label_map = seg.SegmentationType == "LABELMAP"
     full = 1 if seg.SegmentationType == "BINARY" else int(seg.get("MaximumFractionalValue") or 1)
-    numbers = [0] * len(geometry[0]) if label_map else _segment_numbers(seg)
     for place, number in enumerate(numbers):
         if not label_map and number not in names:
             continue
@@ -232,6 +237,10 @@ def _on_grid(
 
 
 def _rtstruct_object(path: str, content: Any) -> LabelObject:
+    if (
+        "RTROIObservationsSequence" not in content
+    ):  # which follows the contours: pydicom reads a cut file without a word
+        raise ValueError("it ends before RTROIObservationsSequence, which every RTSTRUCT has: it was cut")
     kinds = {
         int(item.ReferencedROINumber): {str(c.ContourGeometricType) for c in item.get("ContourSequence") or ()}
         for item in content.get("ROIContourSequence") or ()
@@ -269,7 +278,10 @@ def _region_voxels(
         for contour in region.get("ContourSequence") or ():
             if str(contour.ContourGeometricType) not in CLOSED:
                 continue
-            points = np.array(contour.ContourData, dtype=float).reshape(-1, 3)
+            try:
+                points = np.array(contour.ContourData, dtype=float).reshape(-1, 3)
+            except Exception as error:  # no points, or no three numbers for each
+                raise ValueError(f"{path}: a contour of {name!r} cannot be read ({error}); export it again") from error
             voxels = points @ to_voxel[:3, :3].T + to_voxel[:3, 3]
             place = _slice_of(path, name, voxels[:, 2], shape[2])
             if len(points) > 2:  # what is there twice is one contour, and no hole

@@ -213,6 +213,25 @@ def test_contours_off_the_slices_are_refused(tmp_path, series, reliability):
     reliability("DICOM", "a contour above the series", end.value)
 
 
+def test_an_rtstruct_that_was_cut_is_refused(tmp_path, series, reliability):
+    path = write_rtstruct(blobs(SHAPE), series.affine, series, NAMES, tmp_path / "rt.dcm", "x")
+    content = dcmread(path)
+    del content.RTROIObservationsSequence
+    content.save_as(path)
+    with pytest.raises(ValueError, match="it ends before RTROIObservationsSequence") as end:
+        read_label_object(path)
+    reliability("DICOM", "an RTSTRUCT that was cut", end.value)
+
+
+def test_contours_without_their_points_are_refused(tmp_path, series):
+    path = contoured(tmp_path / "rt.dcm", series, [square(1, 4, 2)])
+    content = dcmread(path)
+    content.ROIContourSequence[0].ContourSequence[0].ContourData = ["1", "2", "3", "4"]
+    content.save_as(path)
+    with pytest.raises(ValueError, match="a contour of 'liver' cannot be read"):
+        drawn(path, series)
+
+
 def test_other_files_are_refused(tmp_path, series):
     with pytest.raises(ValueError, match="Modality 'CT' must be one of SEG, RTSTRUCT"):
         read_label_object(series.files[0])
