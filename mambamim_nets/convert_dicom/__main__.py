@@ -77,7 +77,7 @@ def convert(
     wanted, first = _wanted(labels), _names("priority", priority)
     if kind not in (None, *LABEL_KINDS):
         raise ValueError(f"option --kind {kind!r} must be one of {', '.join(LABEL_KINDS)}, or left out")
-    record = Record(target)
+    Record(target)  # refuses a folder of something else before an hour of reading
     folder = found_in(root, kind, str(subject))
     _check_wanted(wanted, {name for label in folder.labels for name in label.structures})
     jobs, problems, left_out = jobs_of(folder, wanted)
@@ -89,6 +89,7 @@ def convert(
             f" {len(folder.labels)} label objects, {len(problems)} of them refused; each case needs a series, and a"
             f" DICOM-SEG or RTSTRUCT that refers to it\n{first_lines([*problems, *left_out])}"
         )
+    record = Record(target)
     given = list(wanted.values()) or sorted({label for job in jobs for label in job.names.values()})
     names = list(dict.fromkeys([*record.labels, *given]))
     _check_names(names, first)
@@ -100,7 +101,10 @@ def convert(
                 "nothing was written",
             ]
         )
-    only_run(target, WORK)
+    try:
+        only_run(target, WORK)
+    except ValueError as error:
+        raise ValueError(f"--output {target}: another process converts into it; wait for its end") from error
     try:
         return _converted(root, record, jobs, names, first, (problems, left_out), skip_refused, overwrite)
     finally:
@@ -139,6 +143,7 @@ def _converted(
             record.add({**line, "signature": signatures[job.case]})
         except (ValueError, OSError) as error:
             refused.append(str(error))
+            record.cases.pop(job.case, None)  # made by an earlier start, of other files or with other options
     problems = [*problems, *refused]
     if problems and not skip_refused:
         raise ValueError(_refusal(problems, "the other cases are converted, and not listed yet"))

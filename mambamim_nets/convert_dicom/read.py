@@ -73,7 +73,7 @@ class Job(NamedTuple):
     """A series with its labels.
 
     Attributes:
-        case: name of the case: hashes of the person and of the series.
+        case: name of the case: a hash of its SeriesInstanceUID.
         series: the image.
         labels: what was drawn on it.
         names: structure -> label, of what is taken.
@@ -212,8 +212,7 @@ def jobs_of(folder: Folder, wanted: Mapping[str, str]) -> tuple[list[Job], list[
         elif objection := _repeated(labels, names):
             problems.append(objection)
         elif names:
-            case = f"{series.subject[:8]}_{digest(series.uid)[:8]}"
-            jobs.append(Job(case, series, labels, names))
+            jobs.append(Job(f"series_{digest(series.uid)}", series, labels, names))
         elif labels:
             left_out.append(f"{series}: has none of the labels, but {some(sorted(held)) or 'none'}")
         else:

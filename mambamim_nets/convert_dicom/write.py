@@ -49,7 +49,7 @@ def signature_of(root: Path, job: Job, table: Mapping[str, int]) -> str:
     states = [(os.path.relpath(label.file, root), os.stat(label.file)) for label in job.labels]
     files = [[name, state.st_size, state.st_mtime_ns] for name, state in states]
     values = {name: table[label] for name, label in job.names.items()}
-    return digest([job.series.state, files, values])
+    return digest([job.series.subject, job.series.state, files, values])
 
 
 def write_case(

@@ -86,7 +86,7 @@ def test_other_options_and_files_are_refused_without_overwrite(hospital, admit, 
     with refused("cases were made from other files or with other options", "--overwrite true") as end:
         convert(str(hospital), str(output), labels=["spleen"])
     reliability(
-        "Data sets", "a conversion with other options into its folder", end.value, hide=r"[0-9a-f]{8}_[0-9a-f]{8}"
+        "Data sets", "a conversion with other options into its folder", end.value, hide=r"(?<=series_)[0-9a-f]+"
     )
     draw(hospital / "one" / "seg.dcm", series, {"liver": (2, 9), "spleen": (10, 15)})
     with refused("cases were made from other files"):
@@ -94,6 +94,27 @@ def test_other_options_and_files_are_refused_without_overwrite(hospital, admit, 
     assert states(output) == before
     assert "1 cases converted" in convert(str(hospital), str(output), overwrite=True)
     assert states(output) != before
+    admit("two", SEG=LIVER)
+    draw(hospital / "one" / "other.dcm", series, {"tumour": (3, 6)})
+    said = convert(str(hospital), str(output), overwrite=True, skip_refused=True)
+    assert "1 refused" in said and len(listing(output)["training"]) == 1, "not as it was before, either"
+
+
+def test_one_process_at_a_time_and_what_has_gone_is_said(hospital, admit, output, monkeypatch):
+    admit("one", SEG=LIVER)
+    admit("two", SEG=LIVER)
+    convert(str(hospital), str(output))
+
+    def busy(*_):
+        raise ValueError("output_dir: another conversion is at work there")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(program, "only_run", busy)
+        with refused("another process converts into it; wait for its end"):
+            convert(str(hospital), str(output))
+    shutil.rmtree(hospital / "two")
+    assert "its series is not in" in convert(str(hospital), str(output))
+    assert len(listing(output)["training"]) == 2
 
 
 def test_half_a_conversion_is_no_data_set(hospital, admit, output, monkeypatch):
@@ -158,6 +179,8 @@ def test_one_person_for_all_is_said_and_nobody_too(hospital, admit, output, tmp_
         admit(name, change=anonymous, SEG=LIVER)
     said = convert(str(hospital), str(output))
     assert "all 2 cases are of one person; if that is not true, give --subject StudyInstanceUID" in said
+    with refused("cases were made from other files or with other options"):
+        convert(str(hospital), str(output), subject="StudyInstanceUID")
     convert(str(hospital), str(tmp_path / "by_study"), subject="StudyInstanceUID")
     assert len({case["subject"] for case in labelled_cases(tmp_path / "by_study")}) == 2
     admit("three", change=empty, SEG=LIVER)

@@ -9,7 +9,9 @@ pytest.importorskip("itk")
 
 from dicom_series import ORIENTATIONS, highdicom_seg, write_series, write_volume  # noqa: E402
 from pydicom import dcmread  # noqa: E402
+from pydicom.data import get_testdata_file  # noqa: E402
 
+from mambamim_nets.bundle.io.dicom_files import frame_geometry  # noqa: E402
 from mambamim_nets.bundle.io.dicom_labels import labelled_voxels, read_label_object  # noqa: E402
 from mambamim_nets.bundle.io.dicom_seg import write_dicom_seg  # noqa: E402
 from mambamim_nets.bundle.io.dicom_series import series_of  # noqa: E402
@@ -238,3 +240,29 @@ def test_other_files_are_refused(tmp_path, series):
     (tmp_path / "text.dcm").write_text("no DICOM")
     with pytest.raises(ValueError, match=r"text\.dcm: its header cannot be read"):
         read_label_object(tmp_path / "text.dcm")
+
+
+def test_a_segmentation_of_another_program_is_read(tmp_path):
+    """A liver by dcmqi that pydicom brings, cut to one frame, put on a series in whose second slice it lies."""
+    path = get_testdata_file("liver_1frame.dcm", download=False)
+    if path is None:
+        pytest.skip("this pydicom has no liver_1frame.dcm")
+    content = dcmread(path)
+    content.NumberOfFrames, content.PerFrameFunctionalGroupsSequence = 1, content.PerFrameFunctionalGroupsSequence[:1]
+    content.save_as(path := tmp_path / "seg.dcm")
+    found = read_label_object(path)
+    (origin,), (orientation,), (spacing,) = (np.array(part, dtype=float) for part in frame_geometry(content))
+    normal = np.cross(orientation[:3], orientation[3:])
+
+    def around(index, dataset) -> None:
+        (dataset.SeriesInstanceUID,), (dataset.FrameOfReferenceUID,) = found.series, found.frames
+        dataset.ImagePositionPatient = [f"{value:.8g}" for value in origin + (index - 1) * gap * normal]
+        dataset.ImageOrientationPatient, dataset.PixelSpacing = orientation.tolist(), spacing.tolist()
+
+    measures = content.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+    gap = float(measures.get("SpacingBetweenSlices") or measures.SliceThickness)
+    series = write_volume(tmp_path / "ct", np.zeros((content.Columns, content.Rows, 3), np.int16), change=around)
+    label = drawn(path, series, {1: "Liver"})
+    frame = content.pixel_array.reshape(content.Rows, content.Columns)
+    assert frame.any() and not label[:, :, [0, 2]].any()
+    np.testing.assert_array_equal(label[:, :, 1], frame.T)
