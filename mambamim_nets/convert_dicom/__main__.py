@@ -4,9 +4,9 @@ The folder holds image series and, anywhere in it, DICOM-SEG or RTSTRUCT objects
 has labels becomes a case: an image and a label map in NIfTI on the grid of the series, nothing resampled, listed in a
 Decathlon `dataset.json` that names labels and subjects. From there on it is a data set like any other.
 
-It is a step of its own, and nothing that planning or training does on the side: filling contours and decoding thousands
-of slices takes longer than an epoch, several processes would do it at once, a person can look at the result, and where
-patients' images are written is a person's choice.
+It is a step of its own, and nothing that planning or training does on the side: slices are decoded and contours filled
+once, not by every process of every run; what is wrong with a label is known before; a person can look at the result;
+and where patients' images are written is a person's choice.
 """
 
 from __future__ import annotations
