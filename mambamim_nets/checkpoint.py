@@ -44,12 +44,21 @@ _DEFAULT_ARCHITECTURE = "hymamba"  # has no file in configs/networks
 
 
 class LoadReport(NamedTuple):
-    """What loading did: the file, how many tensors were taken, which was adapted how ("" if none), the record."""
+    """What loading did.
+
+    Attributes:
+        path: the file.
+        tensors: how many were taken.
+        adapted: which was adapted how; "" if none.
+        record: what the file says of itself.
+        left_out: tensors of the file that are of no part that was loaded: name -> number of values.
+    """
 
     path: str
     tensors: int
     adapted: str
     record: dict[str, Any]
+    left_out: Mapping[str, int] = {}
 
     def __str__(self) -> str:
         facts = summary(self.record)
@@ -164,10 +173,12 @@ def _below(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 def encoder_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the encoder's part of a state dict: keys below "encoder.", or all of them if there are none."""
-    for prefix in ("encoder.", "network.encoder."):
-        if part := _below(state, prefix):
-            return part
-    return _below(state, "")
+    return _below(state, _encoder_prefix(state))
+
+
+def _encoder_prefix(state: Mapping[str, Tensor]) -> str:
+    prefixes = ("encoder.", "network.encoder.")
+    return next((prefix for prefix in prefixes if any(key.startswith(prefix) for key in state)), "")
 
 
 def _held(state: Mapping[str, Tensor]) -> tuple[str, str] | None:
@@ -332,4 +343,6 @@ def load_encoder(network: nn.Module, path: str | PathLike, adapt_input: bool = F
         adapted = f"first convolution adapted from {own} to {needed} input channels"
     _check(encoder, state, path)
     encoder.load_state_dict(state, strict=True)
-    return LoadReport(str(path), len(state), adapted, held)
+    prefix = _encoder_prefix(whole)
+    others = {key: value.numel() for key, value in whole.items() if not key.startswith(prefix)}
+    return LoadReport(str(path), len(state), adapted, held, others)

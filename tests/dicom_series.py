@@ -5,6 +5,8 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
+from mambamim_nets.bundle.io.dicom_series import series_of
+
 SHAPE = (7, 5, 4)  # rows, columns, slices
 SPACING = (0.7, 1.3, 2.5)  # between rows, columns, slices: pixels are not square
 COSINE, SINE = np.cos(0.4), np.sin(0.4)
@@ -122,3 +124,75 @@ def rebuilt(path, shape, affine) -> np.ndarray:
         segment = groups if "SegmentIdentificationSequence" in groups else shared  # shared where there is one segment
         out[tuple(voxel.round().astype(int))] = segment.SegmentIdentificationSequence[0].ReferencedSegmentNumber
     return out
+
+
+# --- labelled data sets ---------------------------------------------------------------------------
+
+
+def write_volume(folder, voxels, spacing=(2.0, 2.0, 2.5), patient="one", change=None):
+    """Write voxels (columns, rows, slices) of int16 as a CT series of a patient; return it as it is found."""
+    folder.mkdir(parents=True, exist_ok=True)
+    uid = generate_uid()
+    for index in range(voxels.shape[2]):
+        dataset = header([-30.0, -40.0, index * spacing[2]], ORIENTATIONS["head first"], uid)
+        dataset.StudyInstanceUID, dataset.FrameOfReferenceUID = (
+            generate_uid(entropy_srcs=[kind, patient, str(folder)]) for kind in ("study", "frame")
+        )
+        dataset.PatientID, dataset.InstanceNumber = patient, index + 1
+        dataset.PixelSpacing, dataset.RescaleSlope, dataset.RescaleIntercept = [spacing[1], spacing[0]], 1, 0
+        dataset.Rows, dataset.Columns = voxels.shape[1::-1]
+        dataset.PixelData = voxels[:, :, index].T.astype("<i2").tobytes()
+        if change is not None:
+            change(index, dataset)
+        save(dataset, folder / f"slice_{index:03d}.dcm")
+    (series,) = series_of(folder)[0]
+    return series
+
+
+def highdicom_seg(path, array, series, affine, names, segmentation_type="BINARY", **options):
+    """Write a DICOM-SEG by highdicom alone, on a grid of its own, whose affine is in RAS mm; return its path.
+
+    The axes of the array are frames, rows and columns, in any direction of the patient; segment n is where it is n.
+    """
+    import highdicom as hd
+    from pydicom.sr.codedict import codes
+
+    algorithm = hd.AlgorithmIdentificationSequence("by hand", codes.DCM.ArtificialIntelligence, "1")
+    segments = [
+        hd.seg.SegmentDescription(
+            segment_number=number,
+            segment_label=name,
+            segmented_property_category=codes.SCT.Organ,
+            segmented_property_type=codes.SCT.Liver,
+            algorithm_type="SEMIAUTOMATIC",
+            algorithm_identification=algorithm,
+        )
+        for number, name in enumerate(names, start=1)
+    ]
+    sources = [dcmread(file) for file in series.files]
+    for source in sources:
+        source.AccessionNumber = source.StudyID = ""
+        source.PatientBirthDate = source.PatientSex = source.StudyDate = source.StudyTime = None
+    volume = hd.Volume(
+        array,
+        np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine,
+        coordinate_system="PATIENT",
+        frame_of_reference_uid=sources[0].FrameOfReferenceUID,
+    )
+    segmentation = hd.seg.Segmentation(
+        source_images=sources,
+        pixel_array=volume,
+        segmentation_type=segmentation_type,
+        segment_descriptions=segments,
+        series_instance_uid=generate_uid(),
+        series_number=4,
+        sop_instance_uid=generate_uid(),
+        instance_number=1,
+        manufacturer="test",
+        manufacturer_model_name="test",
+        software_versions="1",
+        device_serial_number="1",
+        **options,
+    )
+    segmentation.save_as(path)
+    return path

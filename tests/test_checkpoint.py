@@ -49,7 +49,7 @@ def test_all_weights_of_a_network_come_back(tmp_path):
     other = HyMambaSeg(1, 3, size="tiny")
     report = load_weights(other, path)
     assert_same(other, network.state_dict())
-    assert report == (str(path), len(network.state_dict()), "", {})
+    assert report == (str(path), len(network.state_dict()), "", {}, {})
     assert str(report) == f"{len(network.state_dict())} tensors from {path}"
 
 

@@ -74,7 +74,7 @@ RULES = {
     "bundle.checkpoint_files": Rule({"checkpoint", "bundle.files"}),
     "bundle.runtime": Rule({"layers", "nets", "pretraining", "bundle.config"}, MONAI),
     "bundle.io": Rule(
-        {"", *GROUND, "bundle.io"}, MONAI | {"nibabel"}, lazy={"itk", "pydicom", "highdicom", "contourpy"}
+        {"", *GROUND, "bundle.io"}, MONAI | {"nibabel"}, lazy={"itk", "pydicom", "highdicom", "contourpy", "matplotlib"}
     ),
     "bundle.data": Rule({"", "phantom", *READ, "bundle.data"}, MONAI | {"nibabel", "tqdm"}, lazy={"blosc2"}),
     "bundle.transforms": Rule({"masking", *READ, "bundle.transforms"}, MONAI | {"nibabel", "scipy"}),
@@ -104,6 +104,7 @@ RULES = {
         MONAI | {"fire", "tqdm"},
         lazy={"blosc2"},
     ),
+    "convert_dicom": Rule({*READ, "convert_dicom"}, {"numpy", "nibabel", "fire", "tqdm"}),
     # a driver of commands: it reads data sets and folds by the bundles' own functions, and needs no tensors
     "reproduce": Rule({"reproduce"}, frozenset(), lazy={"matplotlib", "mambamim_nets.bundle"}),
     "cross_validate": Rule(

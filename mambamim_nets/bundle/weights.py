@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import os
+import re
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -14,7 +17,8 @@ from monai.transforms import Compose, Spacingd
 from torch import nn
 
 from mambamim_nets.bundle.config import bundle_root
-from mambamim_nets.bundle.runtime import checkpoint_activations
+from mambamim_nets.bundle.files import write_text
+from mambamim_nets.bundle.runtime import checkpoint_activations, process_rank
 from mambamim_nets.bundle.transforms.normalisation import scaling_of
 from mambamim_nets.checkpoint import LoadReport, load_encoder, load_weights, read_record
 from mambamim_nets.records import network_record
@@ -29,6 +33,7 @@ __all__ = [
     "spacing_of",
     "start_classifier",
     "start_network",
+    "starting_weights",
     "trained_network",
     "weights_caption",
     "weights_files",
@@ -37,6 +42,8 @@ __all__ = [
 
 logger = logging.getLogger("mambamim_nets")
 _OF_TRAINING = ("mirrored", "seen")  # of a record: what differs between the folds of one cross-validation
+STARTING = "starting_weights.json"
+_STAGE = re.compile(r"^([^.]+(?:\.\d+(?=\.))?).*")  # a part of a network, with its number where it has several
 _OF_PRETRAINING = ("spacing", "intensity", "intensity_range", "roi_size")  # what features were learnt at
 
 
@@ -85,11 +92,13 @@ def start_network(
     record: Mapping[str, Any] | None = None,
     roi_size: Sequence[int] | None = None,
     activation_checkpointing: bool = False,
+    output_dir: str | None = None,
 ) -> nn.Module:
     """Return a network ready for training; the log says how it starts.
 
     From scratch, or from ``pretrained``: its encoder, or where a network has no part of that name all its weights.
-    Where these were trained at another spacing, intensity or crop, a warning says so.
+    Where these were trained at another spacing, intensity or crop, a warning says so. ``starting_weights.json`` in
+    ``output_dir`` has it all, see ``starting_weights``.
 
     Args:
         network: as in ``load_encoder``.
@@ -98,6 +107,7 @@ def start_network(
         record: what the run's own weights will be.
         roi_size: the run's crops, in voxels.
         activation_checkpointing: see ``checkpoint_activations``.
+        output_dir: of the run; None: no file is written.
     """
     if not pretrained:
         logger.info("starting weights: none, training from scratch")
@@ -108,9 +118,66 @@ def start_network(
     else:
         report = load_weights(network, pretrained, network_record(network), _networks())
         logger.info("starting weights: %s", report)
+    parts = starting_weights(network, report, record or {}, roi_size)
+    for title, part in (("taken", "taken"), ("from scratch", "from_scratch"), ("of the file left out", "left_out")):
+        logger.info("starting weights, %s: %s", title, _in_short(parts[part]))
+    if output_dir is not None and process_rank() == 0:
+        write_text(Path(output_dir, STARTING), json.dumps(parts, indent=2, default=str) + "\n")
     if differing := other_pretraining(report.record, record or {}, roi_size):
         logger.warning("%s was trained at other values than this run: %s", pretrained, differing)
     return checkpoint_activations(network, activation_checkpointing)
+
+
+def starting_weights(
+    network: nn.Module, report: LoadReport, run: Mapping[str, Any], roi_size: Sequence[int] | None
+) -> dict[str, Any]:
+    """Return what a network took from a file and what not, by stages, which are parts such as "stages.0".
+
+    Args:
+        network: after loading.
+        report: of loading.
+        run: the record of this run.
+        roi_size: its crops, in voxels.
+
+    Returns:
+        "file" with its "sha256" and its own "record"; "taken", "from_scratch" (of the network, not in the file) and
+        "left_out" (of the file, not of the network's encoder), each a table of stages with "tensors", "values" and
+        "names"; "adapted", which of the taken tensors was changed and how; "learnt_at", for each of spacing, intensity
+        and crop what the file says ("file", null where it says nothing) and the run ("run").
+    """
+    loaded = getattr(network, "encoder", network)
+    of_loaded = {name: tensor.numel() for name, tensor in loaded.state_dict().items()}
+    others = {name: tensor.numel() for name, tensor in network.state_dict().items() if not name.startswith("encoder.")}
+    here = {**run, "roi_size": None if roi_size is None else list(roi_size)}
+    return {
+        "file": report.path,
+        "sha256": file_digest(report.path),
+        "record": report.record,
+        "taken": _by_stage(of_loaded),
+        "adapted": report.adapted,
+        "from_scratch": {} if loaded is network else _by_stage(others),
+        "left_out": _by_stage(report.left_out),
+        "learnt_at": {key: {"file": report.record.get(key), "run": here.get(key)} for key in _OF_PRETRAINING},
+    }
+
+
+def _by_stage(sizes: Mapping[str, int]) -> dict[str, dict[str, Any]]:
+    """Return the tensors of each stage; name -> number of values."""
+    stages: defaultdict[str, list[str]] = defaultdict(list)
+    for name in sizes:
+        stages[_STAGE.sub(r"\1", name)].append(name)
+    return {
+        stage: {"tensors": len(names), "values": sum(sizes[name] for name in names), "names": names}
+        for stage, names in stages.items()
+    }
+
+
+def _in_short(stages: Mapping[str, Mapping[str, Any]]) -> str:
+    if not stages:
+        return "nothing"
+    tensors, values = (sum(stage[key] for stage in stages.values()) for key in ("tensors", "values"))
+    listed = ", ".join(f"{name} {stage['tensors']}" for name, stage in stages.items())
+    return f"{tensors} tensors of {values:,} values: {listed}"
 
 
 def _networks() -> set[str]:

@@ -80,6 +80,8 @@ def _labels(said: Any, content: Mapping[str, Any], path: Path) -> tuple[dict[str
         name, number = (key, value) if not str(key).isdigit() else (value, key)
         if not str(number).isdigit():
             raise ValueError(f"{path}: label {key!r}: {value!r} must be a name with a whole number; correct it")
+        if _text(name) in labels:
+            raise ValueError(f"{path}: 'labels' names {_text(name)!r} twice; give each value a name of its own")
         if int(number) and _text(name).lower() not in ("ignore", *BACKGROUND):
             labels[_text(name)] = int(number)
     if regions:  # nnU-Net: regions_class_order names the label that each region is written with

@@ -1,5 +1,6 @@
 """Weights: what a run starts from, and what it says of those that it writes."""
 
+import json
 import logging
 
 import pytest
@@ -74,6 +75,32 @@ def test_a_network_starts_from_an_encoder_or_from_scratch(tmp_path, caplog):
         start_network(network, str(tmp_path / "encoder.pt"), record={"spacing": [2.0] * 3})
     assert all(torch.equal(value, network.encoder.state_dict()[key]) for key, value in encoder.state_dict().items())
     assert "was trained at other values than this run: spacing [1.0, 1.0, 1.0]" in caplog.text
+
+
+def test_a_run_says_what_it_took_from_an_encoder_and_what_not(tmp_path, caplog):
+    class Pretrained(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder, self.decoder = HyMamba(3, size="tiny"), torch.nn.Linear(2, 5)
+
+    facts = {"encoder": "HyMamba", "size": "tiny", "spacing": [1.0] * 3, "intensity": "mr"}
+    torch.save(stamped(Pretrained().state_dict(), facts), tmp_path / "encoder.pt")
+    network, run = HyMambaSeg(1, 3, size="tiny"), {"spacing": [2.0] * 3, "intensity": "mr"}
+    with caplog.at_level(logging.INFO, "mambamim_nets"):
+        start_network(network, str(tmp_path / "encoder.pt"), True, run, (32, 32, 32), output_dir=str(tmp_path / "run"))
+    said = json.loads((tmp_path / "run" / "starting_weights.json").read_text())
+    named = [name for part in ("taken", "from_scratch") for stage in said[part].values() for name in stage["names"]]
+    own = list(network.state_dict())
+    assert sorted(named) == sorted(name.removeprefix("encoder.") for name in own)
+    assert {"stem", "stages.0", "stages.3", "mamba.1"} <= set(said["taken"])
+    assert set(said["from_scratch"]) == {"up.0", "up.1", "up.2", "up.3", "head", "out"}
+    assert said["from_scratch"]["out"]["values"] == sum(t.numel() for t in network.out.state_dict().values())
+    assert said["left_out"] == {"decoder": {"tensors": 2, "values": 15, "names": ["decoder.weight", "decoder.bias"]}}
+    assert said["adapted"] == "first convolution adapted from 3 to 1 input channels"
+    assert said["learnt_at"]["spacing"] == {"file": [1.0] * 3, "run": [2.0] * 3}
+    assert said["learnt_at"]["roi_size"] == {"file": None, "run": [32, 32, 32]}
+    assert "starting weights, of the file left out: 2 tensors of 15 values: decoder 2" in caplog.text
+    assert "was trained at other values than this run: spacing [1.0, 1.0, 1.0] (here [2.0, 2.0, 2.0])" in caplog.text
 
 
 def test_trained_weights_are_all_of_the_network_or_refused(tmp_path, caplog):

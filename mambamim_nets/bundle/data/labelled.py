@@ -6,6 +6,8 @@ Recognised by content, never by a flag; nothing here opens an image, `mambamim_n
 - nnU-Net v2: `dataset.json` with "channel_names" and "file_ending"; imagesTr/CASE_0000.nii.gz, labelsTr/CASE.nii.gz.
 - BTCV, BraTS, KiTS23 and CT-ORG as downloaded, without a description: see `mambamim_nets.bundle.data.downloads`.
 
+DICOM series with DICOM-SEG or RTSTRUCT labels are converted first, by `mambamim_nets.convert_dicom`.
+
 Glossary:
     case: one image (one file, or one file per channel) with its label; its name is unique in the data set.
     subject: the person scanned; some have several cases.
@@ -26,6 +28,7 @@ from mambamim_nets.bundle.data.datalists import case_names, is_nnunet, keys_of, 
 from mambamim_nets.bundle.data.downloads import folder_cases
 from mambamim_nets.bundle.data.duplicates import same_files
 from mambamim_nets.bundle.files import read_json, some
+from mambamim_nets.bundle.io.dicom_files import first_dicom
 from mambamim_nets.bundle.io.modalities import channel_positions, in_number_order, one_or_all, ordered
 from mambamim_nets.bundle.names import case_name, path_inside
 
@@ -78,6 +81,11 @@ def labelled_cases(dataset_dir: str | os.PathLike[str], channels: Sequence[str] 
             )
     elif (found := folder_cases(root, channels)) is not None:
         cases = found
+    elif (dicom := first_dicom(root)) is not None:
+        raise FileNotFoundError(
+            f"dataset_dir {str(dataset_dir)!r} holds DICOM, such as {dicom}; convert it once by python -m"
+            f" mambamim_nets.convert_dicom --dataset_dir {dataset_dir} --output DATA, and give DATA as --dataset_dir"
+        )
     else:
         raise FileNotFoundError(
             f"dataset_dir {str(dataset_dir)!r} has no dataset.json (Decathlon or nnU-Net v2), no img/img0001.nii.gz and"

@@ -6,16 +6,27 @@ that cannot be read from a file that is no DICOM.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import warnings
 from collections.abc import Iterable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple
 
 import numpy as np
 
-__all__ = ["INSTALL", "Folder", "SliceHeader", "Unreadable", "made_uid", "read_folder"]
+__all__ = [
+    "INSTALL",
+    "Folder",
+    "SliceHeader",
+    "Unreadable",
+    "first_dicom",
+    "frame_geometry",
+    "made_uid",
+    "read_folder",
+]
 
 INSTALL = 'DICOM needs further packages; pip install "mambamim-nets[dicom]"'
 DIRECTORY = "a directory of files"
@@ -24,6 +35,7 @@ NO_VOLUME = frozenset({"SEG", "RTSTRUCT", "RTDOSE", "RTPLAN", "RTIMAGE", "SR", "
 ENDINGS = frozenset({".dcm", ".dicom", ".ima"})
 UNFINISHED = frozenset({".gz", ".part", ".partial", ".filepart", ".crdownload", ".tmp"})  # after one of ENDINGS
 NO_SLICE = frozenset({"DICOMDIR", "LOCKFILE", "VERSION"})  # names without an ending that lie beside slices
+PROBED_FOLDERS, PROBED_FILES = 200, 3
 PIXELS = frozenset({0x7FE00008, 0x7FE00009, 0x7FE00010})  # float, double and integer pixel data
 ITEM, END_OF_ITEMS, UNDEFINED = 0xFFFEE000, 0xFFFEE0DD, 0xFFFFFFFF
 
@@ -156,6 +168,22 @@ def read_folder(path: Path) -> Folder:
     return Folder(headers, unreadable, others)
 
 
+def first_dicom(root: Path) -> Path | None:
+    """Return a DICOM file in a folder or below it, by the first bytes of three files of each folder; None without one.
+
+    Args:
+        root: the folder; of those below it the first 200 are looked into, links are not followed.
+    """
+    for folder, folders, files in islice(os.walk(root), PROBED_FOLDERS):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        named = [n for n in sorted(files) if _ending(n) in {"", *ENDINGS} and not n.startswith(".")]
+        for path in (Path(folder, name) for name in named[:PROBED_FILES]):
+            with contextlib.suppress(OSError), path.open("rb") as file:
+                if file.read(132)[128:] == b"DICM":
+                    return path
+    return None
+
+
 # --- which files are slices -----------------------------------------------------------------------
 
 
@@ -258,7 +286,7 @@ def _next_element(file: BinaryIO, order: Literal["little", "big"], explicit: boo
 
 
 def _header(path: Path, state: tuple[int, int], dataset: Any) -> SliceHeader:
-    geometry = _frames(dataset)
+    geometry = frame_geometry(dataset)
     kind = _kind(dataset, geometry)
     origins, orientations, spacings = (np.array([] if kind else values, float) for values in geometry)
     meta = dataset.file_meta
@@ -284,8 +312,12 @@ def _header(path: Path, state: tuple[int, int], dataset: Any) -> SliceHeader:
     )
 
 
-def _frames(dataset: Any) -> tuple[list[Any], list[Any], list[Any]]:
-    """Return position, orientation and pixel spacing of each frame, as they stand; None where there is none."""
+def frame_geometry(dataset: Any) -> tuple[list[Any], list[Any], list[Any]]:
+    """Return position, orientation and pixel spacing of each frame, as they stand; None where there is none.
+
+    Args:
+        dataset: a pydicom Dataset, of one slice or of several frames.
+    """
     if "PerFrameFunctionalGroupsSequence" not in dataset:
         names = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
         origin, orientation, spacing = (dataset.get(name) for name in names)

@@ -42,7 +42,7 @@ import numpy as np
 from mambamim_nets.bundle.files import some
 from mambamim_nets.bundle.io.dicom_files import Folder, SliceHeader, Unreadable, made_uid, read_folder
 
-__all__ = ["LPS_TO_RAS", "Series", "series_of"]
+__all__ = ["LPS_TO_RAS", "Series", "series_among", "series_of"]
 
 GAP_TOLERANCE = 0.05  # of the median gap between slices
 SHIFT_TOLERANCE = 0.5  # of a pixel's edge: how far the last slice may lie off the first one's normal
@@ -114,7 +114,16 @@ def series_of(path: str | os.PathLike[str]) -> tuple[list[Series], list[str]]:
     Raises:
         ImportError: pydicom is not installed.
     """
-    folder = read_folder(Path(path))
+    return series_among(read_folder(Path(path)), path)
+
+
+def series_among(folder: Folder, path: str | os.PathLike[str]) -> tuple[list[Series], list[str]]:
+    """Return the image series among the headers of a folder; see `series_of`.
+
+    Args:
+        folder: as from `read_folder`.
+        path: of the folder, for the log.
+    """
     groups: defaultdict[str, list[SliceHeader]] = defaultdict(list)
     left_out: defaultdict[tuple[str, str], int] = defaultdict(int)
     for header in folder.headers:

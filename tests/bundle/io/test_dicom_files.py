@@ -15,6 +15,7 @@ from pydicom.encaps import encapsulate  # noqa: E402
 from pydicom.uid import JPEG2000Lossless  # noqa: E402
 
 from mambamim_nets.bundle.inference.scan_lists import scans  # noqa: E402
+from mambamim_nets.bundle.io.dicom_files import first_dicom  # noqa: E402
 from mambamim_nets.bundle.io.dicom_series import series_of  # noqa: E402
 from mambamim_nets.bundle.visualize.segmentation import overlay_figure  # noqa: E402
 
@@ -392,3 +393,14 @@ def test_a_series_of_another_modality_is_refused_unless_forced(bundle_run, tmp_p
     with (tmp_path / "out" / "volumes.csv").open(newline="") as file:
         (row,) = csv.DictReader(file)
     assert row["warnings"].startswith("FORCED, ") and "Modality is MR" in row["warnings"]
+
+
+def test_a_folder_is_known_to_hold_dicom_by_its_first_bytes(tmp_path):
+    (tmp_path / "notes.txt").write_text("DICM" * 40)
+    (tmp_path / "empty").mkdir()
+    assert first_dicom(tmp_path) is None
+    write_series(tmp_path / "a" / "b", suffix="")
+    found = first_dicom(tmp_path)
+    assert found is not None and found.parent == tmp_path / "a" / "b"
+    (tmp_path / "0.dcm").write_text("no DICOM")
+    assert first_dicom(tmp_path) == found
