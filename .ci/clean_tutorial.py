@@ -18,6 +18,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
+    "execution": {"timeout": 1800},  # seconds that nbmake lets a cell take, on a machine that does other work too
 }
 
 

@@ -137,8 +137,8 @@ def executed(path: Path, folder: Path) -> subprocess.CompletedProcess[str]:
     """Execute a notebook by nbmake on synthetic data, in a process of its own with one thread."""
     variables = {key: value for key, value in environment().items() if key != "MAMBAMIM_HIPPOCAMPUS"}
     variables |= {"PYTHONPATH": os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))}
-    command = [sys.executable, "-m", "pytest", "--nbmake", "--overwrite", "-p", "no:cacheprovider", path]
-    return subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True)
+    command = [sys.executable, "-m", "pytest", "--nbmake", "--overwrite", "-pno:cacheprovider", "-pno:benchmark"]
+    return subprocess.run([*command, path], cwd=folder, env=variables, capture_output=True, text=True)
 
 
 @pytest.mark.slow
