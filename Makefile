@@ -10,7 +10,7 @@ DATA ?=
 ARGS ?=
 BENCH_PAGE ?= $(if $(BENCH_ARGS),build,docs)/BENCHMARKS.md
 .DEFAULT_GOAL := help
-.PHONY: install demo reproduce test test-all reliability lint bench gpu-check sync-bundles package help
+.PHONY: install demo reproduce test test-all tutorial reliability lint bench gpu-check sync-bundles package help
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -46,6 +46,10 @@ test: $(STAMP)  ## run the tests of every behaviour, in a few minutes
 
 test-all: $(STAMP)  ## run every test: the slow ones, too
 	$(SHARED_OUT) $(PYTEST_ARGS)
+
+tutorial: $(STAMP)  ## execute docs/tutorial.ipynb anew, on synthetic data, and store its outputs in it
+	env -u MAMBAMIM_HIPPOCAMPUS $(BIN)/python -m pytest --nbmake --overwrite docs/tutorial.ipynb
+	$(BIN)/python .ci/clean_tutorial.py
 
 reliability: $(STAMP)  ## write docs/RELIABILITY.md from what the tests bring about
 	$(SHARED_OUT) tests --write-reliability

@@ -22,7 +22,7 @@ OTHER_TESTS = {"bundles", "benchmarks"}
 # what else has no module of its name: pages, the repository, everything at once, and the kernels of both operators
 OF_NO_MODULE = {
     *("test_contributing", "test_fuzz", "test_gpu_check", "test_pages", "test_reliability", "test_repository"),
-    "ops/test_fused",
+    *("test_tutorial", "ops/test_fused"),
 }
 # implementations of one operator are compared with one another, in the test of the operator
 OPERATORS = {"ops/recurrence", "ops/interpolation"}
