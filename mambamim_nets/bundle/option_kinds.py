@@ -41,6 +41,7 @@ __all__ = [
     "to_sides",
     "to_sources",
     "to_spacing",
+    "to_store",
     "to_switch",
     "to_text",
     "to_volume",
@@ -329,6 +330,11 @@ def to_folder(value: Any) -> str:
     if not Path(to_path(value)).is_dir():
         raise DetailError("it does not exist")
     return to_path(value)
+
+
+def to_store(value: Any) -> str:
+    """The path of a folder that is there, or a URL."""
+    return value if isinstance(value, str) and "://" in value else to_folder(value)
 
 
 def to_sources(value: Any) -> Any:

@@ -48,6 +48,7 @@ from mambamim_nets.bundle.option_kinds import (
     to_sides,
     to_sources,
     to_spacing,
+    to_store,
     to_switch,
     to_text,
     to_volume,
@@ -83,7 +84,10 @@ OPTIONS: dict[str, Option] = {
         late=True,
     ),
     "store": Option(
-        "the prepared store", "the folder that python -m mambamim_nets.prepare --store wrote", to_folder, null=True
+        "the prepared store",
+        "the folder or URL that python -m mambamim_nets.prepare --store wrote",
+        to_store,
+        null=True,
     ),
     "filter": Option(
         "which volumes of the store are taken",

@@ -10,17 +10,16 @@ import multiprocessing
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 from mambamim_nets.bundle.data.memory import MARGIN, ScanMemory, free_memory
 from mambamim_nets.bundle.data.store import Recipe
+from mambamim_nets.bundle.data.store_files import StoreFiles
 from mambamim_nets.bundle.data.store_filter import Filter
 from mambamim_nets.prepare.decide import prepared
 from mambamim_nets.prepare.read import Found, Refused, Scan, read_voxels, stated_modality, subject_of, volumes_of
-from mambamim_nets.prepare.write import write_volume
 
 __all__ = ["Done", "Job", "in_processes", "work_on"]
 
@@ -33,7 +32,7 @@ class Job(NamedTuple):
 
     Attributes:
         found: which it is.
-        folder: of the store.
+        files: of the store.
         recipe: of the store.
         axes: where the axes of files point that do not say so; None: those are refused.
         filter: expression; None: every sound volume is stored.
@@ -41,7 +40,7 @@ class Job(NamedTuple):
     """
 
     found: Found
-    folder: Path
+    files: StoreFiles
     recipe: Recipe
     axes: str | None = None
     filter: str | None = None
@@ -115,10 +114,10 @@ def _store(job: Job, scan: Scan, memory: ScanMemory, origin: Mapping[str, Any]) 
     if job.filter is not None and not Filter(job.filter)(Filter.facts(line)):
         return Refused(series, f"{found.path}: not wanted by filter {job.filter}")
     try:
-        return {**line, **write_volume(job.folder, name, array)}
+        return {**line, **job.files.write_volume(name, array)}
     except OSError as error:
         raise OSError(
-            f"--store {job.folder} cannot be written ({error.strerror or error}): what is there is whole; make room or"
+            f"--store {job.files} cannot be written ({error.strerror or error}): what is there is whole; make room or"
             " give rights, and the same command goes on from it"
         ) from error
 

@@ -10,9 +10,9 @@ import pytest
 from helpers import environment, refused
 from store_files import lines_of, rows_of, store_of, write_scan, write_sources
 
+from mambamim_nets.bundle.data import store_files as data_files
 from mambamim_nets.bundle.data.store import Store
 from mambamim_nets.prepare import __main__ as main
-from mambamim_nets.prepare import write
 from mambamim_nets.prepare.__main__ import prepare
 
 
@@ -121,16 +121,16 @@ def test_a_changed_bit_is_found(store):
 
 
 def test_a_full_disk_ends_the_command_and_the_next_one_goes_on(tmp_path, sources, monkeypatch, reliability):
-    room = iter([True, True, False])
+    room = iter([True] * 4 + [False])  # recipe, index, two volumes
 
     def full(path, write_file):
         if not next(room):
             raise OSError(errno.ENOSPC, "No space left on device")
         return atomic(path, write_file)
 
-    atomic = write.atomic_write
+    atomic = data_files.atomic_write
     with monkeypatch.context() as patched, refused("--store", "No space left on device", "make room") as end:
-        patched.setattr(write, "atomic_write", full)
+        patched.setattr(data_files, "atomic_write", full)
         store_of(tmp_path / "store", sources)
     reliability("Stores", "a disk that is full", end.value)
     assert "2 files or series done, 2 known before; 4 volumes" in store_of(tmp_path / "store", sources)

@@ -76,7 +76,7 @@ class StoreCrops(Dataset[dict[str, torch.Tensor]]):
     ) -> None:
         if spacing is not None and not np.allclose(spacing, store.spacing, rtol=1e-4):
             raise ValueError(
-                f"spacing {list(spacing)} must be that of the store {store.folder}, {store.spacing}; leave --spacing"
+                f"spacing {list(spacing)} must be that of the store {store.files}, {store.spacing}; leave --spacing"
                 " out, or prepare another store"
             )
         self.data = store
@@ -146,7 +146,7 @@ class StoreCrops(Dataset[dict[str, torch.Tensor]]):
                 item = self.transform(item)
             return {key: value for key, value in item.items() if isinstance(value, torch.Tensor)}
         raise OSError(
-            f"store {self.data.folder}: {ATTEMPTS} volumes in a row cannot be read; is the disk there? Then python -m"
+            f"store {self.data.files}: {ATTEMPTS} volumes in a row cannot be read; is the disk there? Then python -m"
             " mambamim_nets.prepare --verify says what is broken"
         )
 

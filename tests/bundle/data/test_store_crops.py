@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -141,7 +142,8 @@ def test_sources_are_drawn_by_their_weights_whatever_their_sizes(folder):
 def test_a_volume_that_cannot_be_read_is_replaced_by_the_next_draw_and_named(tmp_path, folder, alone, caplog):
     copy = shutil.copytree(folder, tmp_path / "store")
     victim = Store(copy).volume(2)
-    victim.path.write_bytes(victim.path.read_bytes()[:-100])
+    path = Path(victim.files.path(victim.id))
+    path.write_bytes(path.read_bytes()[:-100])
     with caplog.at_level(logging.WARNING, "mambamim_nets"):
         found = bytes_of(batches(copy, 1))
     lines = [record.getMessage() for record in caplog.records]
