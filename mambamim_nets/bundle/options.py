@@ -193,6 +193,7 @@ OPTIONS: dict[str, Option] = {
     "decoder_width": whole("channels of the decoder", 1, 128, null=True),
     # training
     "batch_size": whole("scans or crops in a step", 1, 2),
+    "crops_per_volume": whole("crops that follow on each other of one volume of the store", 1, 1),
     "crops_per_scan": whole("crops of a scan in each step", 1, 4),
     "crops_per_epoch": whole("painted crops of an epoch", 1, 300),
     "random_style": number("share of crops of a random style", "from 0 to 1", 0.3, 0.0, 1.0),

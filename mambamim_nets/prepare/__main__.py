@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 from zlib import crc32
 
@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from mambamim_nets.bundle.data.memory import ScanMemory
 from mambamim_nets.bundle.data.store import Recipe, read_recipe
-from mambamim_nets.bundle.data.store_files import StoreFiles, files_of
+from mambamim_nets.bundle.data.store_files import StoreFiles, files_of, masks_of
 from mambamim_nets.bundle.data.store_filter import FINDINGS, Filter
 from mambamim_nets.bundle.files import first_lines, only_run, release, remove_leftovers
 from mambamim_nets.bundle.io.headers import checked_axes
@@ -60,7 +60,7 @@ def prepare(
             are Zarr arrays.
         sources: paths, or {'path': ..., 'name': ..., 'key': ...}: a folder of NIfTI, NRRD or MHA files or of DICOM
             series, searched below; a Decathlon or nnU-Net folder or list; a .csv or .tsv with a column image and, if
-            wanted, subject, modality and others that filters can name; or one file.
+            wanted, subject, modality, face_mask, body_mask and others that filters can name; or one file.
         part: number of this job, from 0.
         parts: how many independent jobs share the work.
         workers: processes of this job.
@@ -223,11 +223,11 @@ def _verified(files: StoreFiles) -> str:
             if "refused" not in line:
                 lines[line["id"]].append(line)
     problems = []
-    for name, several in tqdm(lines.items(), desc="verify", disable=None):
-        found = [files.broken(name, line, line["shape"]) for line in several]
+    for several in tqdm(lines.values(), desc="verify", disable=None):
+        found = [_broken(files, line) for line in several]
         if all(found):  # of two lines for one volume, the older one describes a file that was replaced
             problems.append(found[-1])
-    stray = [name for name in files.names() if name not in lines]
+    stray = [name for name in files.names() if name.removesuffix(".masks") not in lines]
     if problems:
         raise ValueError(
             f"{len(problems)} of {len(lines)} volumes are broken; delete their files, and the command that prepared"
@@ -235,6 +235,13 @@ def _verified(files: StoreFiles) -> str:
         )
     more = f"; {len(stray)} files are in no index, such as {files.path(stray[0])}" if stray else ""
     return f"{len(lines)} volumes of {files} are as they were written{more}"
+
+
+def _broken(files: StoreFiles, line: Mapping[str, Any]) -> str:
+    """Return what is wrong with a volume and its masks, or ""."""
+    name, masks = line["id"], line.get("masks")
+    wrong = files.broken(name, line, line["shape"])
+    return wrong or (files.broken(masks_of(name), masks, line["shape"]) if masks is not None else "")
 
 
 def main() -> None:

@@ -16,10 +16,19 @@ import torch
 
 from mambamim_nets.bundle.data.memory import MARGIN, ScanMemory, free_memory
 from mambamim_nets.bundle.data.store import Recipe
-from mambamim_nets.bundle.data.store_files import StoreFiles
+from mambamim_nets.bundle.data.store_files import StoreFiles, masks_of
 from mambamim_nets.bundle.data.store_filter import Filter
-from mambamim_nets.prepare.decide import prepared
-from mambamim_nets.prepare.read import Found, Refused, Scan, read_voxels, stated_modality, subject_of, volumes_of
+from mambamim_nets.prepare.decide import masks_on_grid, prepared
+from mambamim_nets.prepare.read import (
+    Found,
+    Refused,
+    Scan,
+    read_masks,
+    read_voxels,
+    stated_modality,
+    subject_of,
+    volumes_of,
+)
 
 __all__ = ["Done", "Job", "in_processes", "work_on"]
 
@@ -70,8 +79,9 @@ def work_on(job: Job) -> Done:
     try:
         line["source_bytes"], line["source_time"] = found.signature()
     except OSError as error:
+        mask = f": {error.filename}" if error.filename in found.masks.values() else ""
         line |= {"source_bytes": 0, "source_time": 0}
-        gone = Refused("", f"{found.path} is gone since it was listed ({error.strerror})", again=True)
+        gone = Refused("", f"{found.path}{mask} is gone since it was listed ({error.strerror})", again=True)
         return Done(job, [line | _refusal(gone, job)])
     scans, refused = volumes_of(found, job.axes)
     needed = [MARGIN * memory.load(scan.header, 1) for scan in scans if len(scan.header.shape) >= 3]
@@ -104,16 +114,20 @@ def _store(job: Job, scan: Scan, memory: ScanMemory, origin: Mapping[str, Any]) 
     if image is None or problem:
         return Refused(series, problem)
     try:
+        masks = read_masks(found, image, job.axes)
         array, line = prepared(image, stated_modality(found, scan), job.recipe)
+        bits = masks_on_grid(masks, line) if masks else None
     except ValueError as error:
         return Refused(series, f"{found.path}: {error}")
-    del image
+    del image, masks
     name = found.id(series)
     facts = {"id": name, "series": series, "subject": subject_of(found, scan), "metadata": found.metadata}
     line = {**origin, **line, **facts, "findings": {**line["findings"], **scan.findings}}
     if job.filter is not None and not Filter(job.filter)(Filter.facts(line)):
         return Refused(series, f"{found.path}: not wanted by filter {job.filter}")
     try:
+        if bits is not None:
+            line["masks"] = {"names": sorted(found.masks), **job.files.write_volume(masks_of(name), bits)}
         return {**line, **job.files.write_volume(name, array)}
     except OSError as error:
         raise OSError(

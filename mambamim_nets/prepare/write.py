@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from mambamim_nets.bundle.data.store import Recipe, read_recipe
-from mambamim_nets.bundle.data.store_files import StoreFiles
+from mambamim_nets.bundle.data.store_files import StoreFiles, masks_of
 from mambamim_nets.bundle.files import remove_leftovers
 
 __all__ = ["Index", "keep_recipe"]
@@ -91,6 +91,9 @@ class Index:
         """Return whether a line still holds: its volume is there, or it would be refused again."""
         if "refused" in line:
             return not line["again"] and line["asked"] == self.asked
+        masks = line.get("masks")
+        if masks is not None and self.files.size(masks_of(line["id"])) != masks["file_bytes"]:
+            return False
         return self.files.size(line["id"]) == line["file_bytes"]
 
     def append(self, lines: Sequence[Mapping[str, Any]]) -> None:

@@ -254,3 +254,33 @@ def test_the_part_of_a_volume_does_not_depend_on_what_else_there_is(tmp_path, so
     store_of(tmp_path / "after", sources, part=1, parts=2)
     before, after = (set(files(tmp_path / name)) for name in ("before", "after"))
     assert before <= after and not {name for name in after - before if "first" not in name}
+
+
+@pytest.mark.parametrize(
+    ("shape", "words"),
+    [((20, 44, 36), "must lie on the grid of the image"), (None, "is gone since it was listed")],
+    ids=["on another grid", "that is not there"],
+)
+def test_a_volume_whose_mask_cannot_be_used_is_a_row_of_the_table(tmp_path, shape, words):
+    write_scan(tmp_path / "a.nii.gz")
+    if shape is not None:
+        write_scan(tmp_path / "mask.nii.gz", shape=shape)
+    (tmp_path / "scans.csv").write_text("image,face_mask\na.nii.gz,mask.nii.gz\n")
+    assert "0 volumes, 0 of them with findings, 1 refused" in store_of(tmp_path / "store", tmp_path / "scans.csv")
+    (row,) = rows_of(tmp_path / "store", "refused")
+    assert words in row["reason"] and "mask.nii.gz" in row["reason"]
+
+
+def test_a_mask_that_changes_or_breaks_is_made_again(tmp_path):
+    write_scan(tmp_path / "a.nii.gz")
+    write_scan(tmp_path / "mask.nii.gz")
+    (tmp_path / "scans.csv").write_text("image,body_mask\na.nii.gz,mask.nii.gz\n")
+    store_of(tmp_path / "store", tmp_path / "scans.csv")
+    (path,) = (tmp_path / "store").glob("volumes/*/*.masks.b2nd")
+    path.write_bytes(path.read_bytes()[:-9])
+    with refused("1 of 1 volumes are broken", "masks.b2nd"):
+        prepare(str(tmp_path / "store"), verify=True)
+    assert "1 files or series done" in store_of(tmp_path / "store", tmp_path / "scans.csv")
+    write_scan(tmp_path / "mask.nii.gz", seed=4)
+    assert "1 files or series done" in store_of(tmp_path / "store", tmp_path / "scans.csv")
+    assert prepare(str(tmp_path / "store"), verify=True).startswith("1 volumes of")

@@ -27,15 +27,19 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from mambamim_nets.bundle.data.store_files import BloscFiles, StoreFiles, ZarrFiles, files_of
+from mambamim_nets.bundle.data.store_files import BloscFiles, StoreFiles, ZarrFiles, files_of, masks_of
 from mambamim_nets.bundle.data.store_filter import Filter
 from mambamim_nets.bundle.files import some
 
-__all__ = ["QUANTILES", "Recipe", "Store", "StoredVolume", "read_recipe"]
+__all__ = ["BODY", "FACE", "MASKS", "QUANTILES", "Recipe", "Store", "StoredVolume", "read_recipe"]
 
 logger = logging.getLogger("mambamim_nets")
 
 FORMATS = {files.format: files for files in (BloscFiles, ZarrFiles)}  # a new number where an older reader would err
+FACE, BODY = 1, 2  # bits of the masks of a volume
+MASKS = {"face_mask": FACE, "body_mask": BODY}
+"""Columns of a table of sources that name masks: where a face was removed, and where the body is."""
+
 QUANTILES = (0.0, 0.5, 1.0, 2.0, 5.0, 25.0, 50.0, 75.0, 95.0, 98.0, 99.0, 99.5, 100.0)
 """Percentiles of each whole volume that its line of the index holds, for scaling crops of it."""
 
@@ -53,6 +57,7 @@ _ROW = np.dtype(
         ("quantiles", "f8", (len(QUANTILES),)),
         ("mean", "f8"),
         ("std", "f8"),
+        ("masks", "u1"),  # bits
         ("wanted", "?", (2,)),  # by the filter: if it is no duplicate, if it is one
     ]
 )
@@ -94,6 +99,7 @@ class StoredVolume(NamedTuple):
         quantiles: percentile -> value, of the whole volume.
         mean: of the voxels that are not 0.
         std: their standard deviation.
+        masks: bits of those that are there, `FACE` and `BODY`.
     """
 
     id: str
@@ -104,6 +110,12 @@ class StoredVolume(NamedTuple):
     quantiles: dict[float, float]
     mean: float
     std: float
+    masks: int = 0
+
+    @property
+    def has_body(self) -> bool:
+        """Whether it is known where the body is."""
+        return bool(self.masks & BODY)
 
     def read(self, start: Sequence[int], size: Sequence[int], whole: bool = False) -> np.ndarray:
         """Read a box of voxels, (D, H, W) float32 in HU or the units of the source.
@@ -116,9 +128,29 @@ class StoredVolume(NamedTuple):
         Raises:
             OSError: the volume is missing or broken, or not that of the index.
         """
-        box = tuple(slice(first, first + side) for first, side in zip(start, size, strict=True))
-        stored = self.files.read(self.id, self.shape, box, whole)
+        stored = self.files.read(self.id, self.shape, _box(start, size), whole)
         return stored.astype(np.float32) * np.float32(self.scale)
+
+    def read_mask(self, mask: int, start: Sequence[int], size: Sequence[int], whole: bool = False) -> np.ndarray:
+        """Read a box of a mask, (D, H, W) uint8 of 0 and 1; of one that the volume has not, 0.
+
+        Args:
+            mask: `FACE` or `BODY`.
+            start: as in `read`.
+            size: as in `read`.
+            whole: as in `read`.
+
+        Raises:
+            OSError: as in `read`.
+        """
+        if not self.masks & mask:
+            return np.zeros(size, np.uint8)
+        stored = self.files.read(masks_of(self.id), self.shape, _box(start, size), whole)
+        return ((stored & mask) > 0).astype(np.uint8)
+
+
+def _box(start: Sequence[int], size: Sequence[int]) -> tuple[slice, ...]:
+    return tuple(slice(first, first + side) for first, side in zip(start, size, strict=True))
 
 
 def read_recipe(files: StoreFiles) -> Recipe:
@@ -246,7 +278,13 @@ class Store(Sequence[dict[str, str]]):
             dict(zip(QUANTILES, row["quantiles"].tolist(), strict=True)),
             float(row["mean"]),
             float(row["std"]),
+            int(row["masks"]),
         )
+
+    @property
+    def has_faces(self) -> bool:
+        """Whether it is known of any volume where a face was removed."""
+        return bool((self._rows["masks"][self._places] & FACE).any())
 
     @property
     def file_bytes(self) -> int:
@@ -280,6 +318,7 @@ class Store(Sequence[dict[str, str]]):
                         sources.setdefault(line["source"], len(sources)),
                         modalities.setdefault(line["modality"], len(modalities)),
                         *(line[key] for key in ("shape", "file_bytes", "scale", "quantiles", "mean", "std")),
+                        sum(MASKS[name] for name in line.get("masks", {}).get("names", ())),
                         wanted,
                     )
         if chosen is not None and asked and places:

@@ -28,7 +28,7 @@ import numpy as np
 
 from mambamim_nets.bundle.files import atomic_write
 
-__all__ = ["BloscFiles", "StoreFiles", "ZarrFiles", "files_of"]
+__all__ = ["BloscFiles", "StoreFiles", "ZarrFiles", "files_of", "masks_of"]
 
 logger = logging.getLogger("mambamim_nets")
 LEVEL = 5  # of zstd: above it files shrink by a few per cent and take three times as long to write
@@ -43,6 +43,11 @@ def files_of(place: str | os.PathLike[str]) -> StoreFiles:
         ValueError: a package that a URL needs is missing.
     """
     return ZarrFiles(str(place)) if "://" in str(place) else BloscFiles(str(place))
+
+
+def masks_of(name: str) -> str:
+    """Return the name of the masks of a volume, uint8 bits that lie beside it like one more volume."""
+    return f"{name}.masks"
 
 
 class StoreFiles(ABC):
@@ -62,7 +67,7 @@ class StoreFiles(ABC):
 
     def __init__(self, place: str) -> None:
         self.place = place
-        self._kept: tuple[int, str, bool, Any] | None = None
+        self._kept: dict[tuple[int, str, bool], Any] = {}
 
     def __str__(self) -> str:
         return self.place
@@ -170,15 +175,16 @@ class StoreFiles(ABC):
             OSError: the volume is missing or broken, or is not that of the index.
         """
         try:
-            if self._kept is None or self._kept[:3] != (os.getpid(), name, whole):
-                opened = self.decoded(self.content(name)) if whole else self.opened(name)
-                self._kept = os.getpid(), name, whole, opened
-            stored = self._kept[-1]
+            key = os.getpid(), name, whole
+            if (stored := self._kept.get(key)) is None:
+                own = (masks_of(name), name.removesuffix(".masks"))  # a volume and its masks are read by turns
+                self._kept = {known: value for known, value in self._kept.items() if known[1] in own}
+                stored = self._kept[key] = self.decoded(self.content(name)) if whole else self.opened(name)
             if tuple(stored.shape) != tuple(shape):
                 raise ValueError(f"shape {tuple(stored.shape)} must be {tuple(shape)}, as in the index")
             return np.asarray(stored[box])
         except Exception as error:  # a network has errors of many kinds
-            self._kept = None
+            self._kept = {}
             raise OSError(f"{self.path(name)}: {' '.join(str(error).split()) or type(error).__name__}") from error
 
     def write_volume(self, name: str, array: np.ndarray) -> dict[str, Any]:
@@ -231,7 +237,7 @@ def _digest(content: Mapping[str, bytes]) -> str:
 
 
 def _folder_of(name: str) -> str:
-    return f"volumes/{name.partition('.masks')[0][-2:]}"
+    return f"volumes/{name.removesuffix('.masks')[-2:]}"
 
 
 class BloscFiles(StoreFiles):
