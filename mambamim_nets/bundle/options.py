@@ -51,6 +51,7 @@ from mambamim_nets.bundle.option_kinds import (
     to_store,
     to_switch,
     to_text,
+    to_tracking,
     to_volume,
     whole,
 )
@@ -213,6 +214,12 @@ OPTIONS: dict[str, Option] = {
     "probe_labels": mapping("name and value of each structure of the probe", "a table {'name': 1, ...}", item=to_count),
     "probe_interval": whole("epochs between probes", 1, 1),
     "probe_crops": whole("crops of each scan of the probe", 1, 2),
+    "mlflow_uri": Option(
+        "where MLflow keeps the curves of the run",
+        "a URI, e.g. sqlite:///mlflow.db or http://server:5000",
+        to_tracking,
+        null=True,
+    ),
     "picture_interval": whole("epochs between pictures", 1, 10),
     "max_grad_norm": positive("norm to which gradients are clipped", 5.0),
     "ema": number("decay of the averaged weights, 0 without", "from 0 to below 1", 0.999, 0.0, below=1.0),
