@@ -216,7 +216,7 @@ OPTIONS: dict[str, Option] = {
     "probe_crops": whole("crops of each scan of the probe", 1, 2),
     "mlflow_uri": Option(
         "where MLflow keeps the curves of the run",
-        "a URI, e.g. sqlite:///mlflow.db or http://server:5000",
+        "a URI such as sqlite:///mlflow.db or http://server:5000",
         to_tracking,
         null=True,
     ),
