@@ -50,6 +50,7 @@ def random_visible(
     mask_ratio: float,
     generator: torch.Generator | None = None,
     device: torch.device | str | None = None,
+    avoid: Tensor | None = None,
 ) -> Tensor:
     """Draw which blocks of every sample are kept, uniformly and independently per sample.
 
@@ -59,6 +60,7 @@ def random_visible(
         mask_ratio: share of hidden blocks, in [0, 1).
         generator: source of randomness; the default generator of `device` if None.
         device: where to draw; the generator's device, else CPU.
+        avoid: (B, 1, d, h, w) bool, blocks that are kept only where there are too few others; None: none.
 
     Returns:
         (B, 1, d, h, w) bool, exactly round((1 - mask_ratio) * d * h * w) True per sample.
@@ -78,6 +80,8 @@ def random_visible(
     if device is None and generator is not None:
         device = generator.device
     noise = torch.rand(batch, tokens, generator=generator, device=device)
+    if avoid is not None:
+        noise = noise - avoid.view(batch, tokens).to(noise)
     visible = torch.zeros(batch, tokens, dtype=torch.bool, device=noise.device)
     visible.scatter_(1, noise.topk(keep, dim=1).indices, True)
     return visible.view(batch, 1, d, h, w)

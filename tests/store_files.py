@@ -8,7 +8,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from mambamim_nets.bundle.data.store import index_lines
+from mambamim_nets.bundle.data.store_files import files_of
 from mambamim_nets.prepare.__main__ import prepare
 
 SPACING = [2.0, 2.0, 2.0]
@@ -38,14 +38,15 @@ def write_sources(folder: Path, scans: int = 4) -> Path:
     return folder
 
 
-def store_of(folder: Path, sources: Any, **options: Any) -> str:
+def store_of(folder: Path | str, sources: Any, **options: Any) -> str:
     """Prepare a store; returns what the command says."""
     return prepare(str(folder), **{"sources": str(sources), "spacing": SPACING, **options})
 
 
-def lines_of(folder: Path) -> list[dict[str, Any]]:
+def lines_of(folder: Path | str) -> list[dict[str, Any]]:
     """Return the lines of all indices of a store, by source and path."""
-    lines = [line for path in sorted(folder.glob("index/*.jsonl")) for line in index_lines(path)]
+    files = files_of(folder)
+    lines = [line for path in files.indices() for line in files.lines(path)]
     return sorted(lines, key=lambda line: json.dumps([line["source"], line["path"], line.get("id")]))
 
 

@@ -29,6 +29,20 @@ def test_mask_is_uniform_over_positions():
     torch.testing.assert_close(share, torch.full_like(share, 0.25), atol=0.03, rtol=0)
 
 
+def test_blocks_to_avoid_are_kept_only_where_there_are_too_few_others():
+    avoid = torch.zeros(2, 1, 2, 3, 2, dtype=torch.bool)
+    avoid[0, 0, 0], avoid[1, 0, :, 1:] = True, True  # 6 and 8 of 12
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        visible = random_visible(2, (2, 3, 2), 0.5, generator, avoid=avoid)
+        assert visible.flatten(1).sum(1).tolist() == [6, 6]
+        assert (visible & avoid).flatten(1).sum(1).tolist() == [0, 2]
+    plain = [
+        random_visible(2, (2, 3, 2), 0.5, torch.Generator().manual_seed(1), avoid=a) for a in (None, avoid & False)
+    ]
+    assert torch.equal(*plain), "nothing to avoid changes no draw"
+
+
 def test_expand_repeats_blocks():
     visible = random_visible(2, (2, 3, 1), 0.5)
     fine = expand_visible(visible, 4)

@@ -76,7 +76,9 @@ RULES = {
     "bundle.io": Rule(
         {"", *GROUND, "bundle.io"}, MONAI | {"nibabel"}, lazy={"itk", "pydicom", "highdicom", "contourpy", "matplotlib"}
     ),
-    "bundle.data": Rule({"", "phantom", *READ, "bundle.data"}, MONAI | {"nibabel", "tqdm"}, lazy={"blosc2"}),
+    "bundle.data": Rule(
+        {"", "phantom", *READ, "bundle.data"}, MONAI | {"nibabel", "tqdm"}, lazy={"blosc2", "fsspec", "zarr"}
+    ),
     "bundle.transforms": Rule({"masking", *READ, "bundle.transforms"}, MONAI | {"nibabel", "scipy"}),
     "bundle.weights": Rule({"records", "checkpoint", *GROUND, "bundle.transforms"}, MONAI),
     "bundle.inference": Rule(
@@ -102,7 +104,6 @@ RULES = {
     "prepare": Rule(
         {*READ, "bundle.data", "bundle.transforms", "bundle.option_kinds", "prepare"},
         MONAI | {"fire", "tqdm"},
-        lazy={"blosc2"},
     ),
     "convert_dicom": Rule({*READ, "convert_dicom"}, {"numpy", "nibabel", "fire", "tqdm"}),
     # a driver of commands: it reads data sets and folds by the bundles' own functions, and needs no tensors

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -41,8 +42,10 @@ __all__ = [
     "to_sides",
     "to_sources",
     "to_spacing",
+    "to_store",
     "to_switch",
     "to_text",
+    "to_tracking",
     "to_volume",
     "to_whole",
     "whole",
@@ -329,6 +332,20 @@ def to_folder(value: Any) -> str:
     if not Path(to_path(value)).is_dir():
         raise DetailError("it does not exist")
     return to_path(value)
+
+
+def to_store(value: Any) -> str:
+    """The path of a folder that is there, or a URL."""
+    return value if isinstance(value, str) and "://" in value else to_folder(value)
+
+
+def to_tracking(value: Any) -> str:
+    """A URI of MLflow, which must be installed."""
+    if importlib.util.find_spec("mlflow") is None:
+        raise DetailError("it needs a further package: pip install mlflow")
+    if "://" not in (uri := to_text(value)) or uri.startswith("file:"):
+        raise DetailError("MONAI keeps no runs of MLflow in plain files")
+    return uri
 
 
 def to_sources(value: Any) -> Any:

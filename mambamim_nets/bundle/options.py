@@ -48,8 +48,10 @@ from mambamim_nets.bundle.option_kinds import (
     to_sides,
     to_sources,
     to_spacing,
+    to_store,
     to_switch,
     to_text,
+    to_tracking,
     to_volume,
     whole,
 )
@@ -83,7 +85,10 @@ OPTIONS: dict[str, Option] = {
         late=True,
     ),
     "store": Option(
-        "the prepared store", "the folder that python -m mambamim_nets.prepare --store wrote", to_folder, null=True
+        "the prepared store",
+        "the folder or URL that python -m mambamim_nets.prepare --store wrote",
+        to_store,
+        null=True,
     ),
     "filter": Option(
         "which volumes of the store are taken",
@@ -189,6 +194,7 @@ OPTIONS: dict[str, Option] = {
     "decoder_width": whole("channels of the decoder", 1, 128, null=True),
     # training
     "batch_size": whole("scans or crops in a step", 1, 2),
+    "crops_per_volume": whole("crops that follow on each other of one volume of the store", 1, 1),
     "crops_per_scan": whole("crops of a scan in each step", 1, 4),
     "crops_per_epoch": whole("painted crops of an epoch", 1, 300),
     "random_style": number("share of crops of a random style", "from 0 to 1", 0.3, 0.0, 1.0),
@@ -208,6 +214,12 @@ OPTIONS: dict[str, Option] = {
     "probe_labels": mapping("name and value of each structure of the probe", "a table {'name': 1, ...}", item=to_count),
     "probe_interval": whole("epochs between probes", 1, 1),
     "probe_crops": whole("crops of each scan of the probe", 1, 2),
+    "mlflow_uri": Option(
+        "where MLflow keeps the curves of the run",
+        "a URI such as sqlite:///mlflow.db or http://server:5000",
+        to_tracking,
+        null=True,
+    ),
     "picture_interval": whole("epochs between pictures", 1, 10),
     "max_grad_norm": positive("norm to which gradients are clipped", 5.0),
     "ema": number("decay of the averaged weights, 0 without", "from 0 to below 1", 0.999, 0.0, below=1.0),

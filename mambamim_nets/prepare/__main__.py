@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import difflib
 import logging
+import os
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 from zlib import crc32
 
@@ -15,7 +15,8 @@ import fire
 from tqdm import tqdm
 
 from mambamim_nets.bundle.data.memory import ScanMemory
-from mambamim_nets.bundle.data.store import Recipe, index_lines, read_recipe
+from mambamim_nets.bundle.data.store import Recipe, read_recipe
+from mambamim_nets.bundle.data.store_files import StoreFiles, files_of, masks_of
 from mambamim_nets.bundle.data.store_filter import FINDINGS, Filter
 from mambamim_nets.bundle.files import first_lines, only_run, release, remove_leftovers
 from mambamim_nets.bundle.io.headers import checked_axes
@@ -23,10 +24,11 @@ from mambamim_nets.bundle.io.scan_formats import ENDINGS
 from mambamim_nets.bundle.option_kinds import to_spacing
 from mambamim_nets.prepare.read import Found, Source, found_in, sources_of, volumes_of
 from mambamim_nets.prepare.work import Job, in_processes
-from mambamim_nets.prepare.write import Index, broken, keep_recipe
+from mambamim_nets.prepare.write import Index, keep_recipe
 
 __all__ = ["main", "prepare"]
 
+logger = logging.getLogger("mambamim_nets")
 INTENSITIES = ("ct", "mr", "ct_or_mr")
 FACTS = {"id", "source", "path", "subject", "modality", "foreground"} | {
     f"{name}_{axis}" for name in ("spacing", "shape") for axis in "xyz"
@@ -54,10 +56,11 @@ def prepare(
     are not named any more stay.
 
     Args:
-        store: folder of the store; made where it does not exist.
+        store: folder of the store, made where it does not exist; or a URL, such as s3://bucket/store, whose volumes
+            are Zarr arrays.
         sources: paths, or {'path': ..., 'name': ..., 'key': ...}: a folder of NIfTI, NRRD or MHA files or of DICOM
             series, searched below; a Decathlon or nnU-Net folder or list; a .csv or .tsv with a column image and, if
-            wanted, subject, modality and others that filters can name; or one file.
+            wanted, subject, modality, face_mask, body_mask and others that filters can name; or one file.
         part: number of this job, from 0.
         parts: how many independent jobs share the work.
         workers: processes of this job.
@@ -74,16 +77,16 @@ def prepare(
     Raises:
         ValueError, OSError: an option is refused, or the store cannot be written or is broken.
     """
-    folder = Path(str(store)).expanduser()
+    files = files_of(os.path.expanduser(str(store)))
     for name, value, least in (("part", part, 0), ("parts", parts, 1), ("workers", workers, 1)):
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise ValueError(f"option --{name} {value!r} must be a whole number of at least {least}")
     if part >= parts:
         raise ValueError(f"option --part {part} must be below --parts {parts}: the first part is 0")
     if verify:
-        return _verified(folder)
+        return _verified(files)
     axes = checked_axes(assume_axes)
-    recipe = _recipe(spacing, intensity)
+    recipe = _recipe(spacing, intensity, files.format)
     listed = sources_of(sources)
     every = [one for source in listed for one in _all_of(source)]
     if filter is not None:
@@ -91,21 +94,22 @@ def prepare(
     found = [one for one in every if _part_of(one, parts) == part]
     if dry_run:
         return _foreseen(found, recipe, axes)
-    keep_recipe(folder, recipe)
+    keep_recipe(files, recipe)
     work = f"prepare-part-{part}-of-{parts}"
+    if files.folder is None:
+        logger.info("%s has no locks: see to it that one process at a time writes part %d of %d", files, part, parts)
+        return _prepared(files, recipe, listed, found, part, parts, workers, axes, filter)
     try:
-        only_run(folder, work)
+        only_run(files.folder, work)
     except ValueError as error:
-        raise ValueError(
-            f"--store {folder}: another process writes part {part} of {parts}; wait for its end"
-        ) from error
+        raise ValueError(f"--store {files}: another process writes part {part} of {parts}; wait for its end") from error
     try:
-        return _prepared(folder, recipe, listed, found, part, parts, workers, axes, filter)
+        return _prepared(files, recipe, listed, found, part, parts, workers, axes, filter)
     finally:
-        release(folder, work)
+        release(files.folder, work)
 
 
-def _recipe(spacing: Any, intensity: str) -> Recipe:
+def _recipe(spacing: Any, intensity: str, format: int) -> Recipe:
     """Return the recipe of a store by its options, which are checked."""
     try:
         edges = tuple(float(edge) for edge in to_spacing(spacing))
@@ -115,7 +119,7 @@ def _recipe(spacing: Any, intensity: str) -> Recipe:
         ) from None
     if intensity not in INTENSITIES:
         raise ValueError(f"option --intensity {intensity!r} must be one of {', '.join(INTENSITIES)}")
-    return Recipe(edges, intensity)  # type: ignore[arg-type]
+    return Recipe(edges, intensity, format=format)  # type: ignore[arg-type]
 
 
 def _all_of(source: Source) -> list[Found]:
@@ -147,7 +151,7 @@ def _check_filter(expression: str, found: Sequence[Found]) -> None:
 
 
 def _prepared(
-    folder: Path,
+    files: StoreFiles,
     recipe: Recipe,
     sources: Sequence[Source],
     found: Sequence[Found],
@@ -158,7 +162,7 @@ def _prepared(
     filter: str | None,
 ) -> str:
     """Prepare what is new or has changed of this part; arguments of `prepare`, checked. Return what was done."""
-    index = Index(folder, part, parts, [filter, axes])
+    index = Index(files, part, parts, [filter, axes])
     for source in sources:
         root = str(source.path if source.path.is_dir() else source.path.parent)
         if not source.named and index.roots.get(source.name, root) != root:
@@ -166,8 +170,8 @@ def _prepared(
                 f"source {source.name!r} of this store lies in {index.roots[source.name]}, not in {root}: give the new"
                 f" one another name, or the same if it has moved, as in {{'path': {str(source.path)!r}, 'name': ...}}"
             )
-    for volumes in sorted(folder.glob("volumes/*")):
-        remove_leftovers(volumes)
+    for folder in sorted({path.parent for path in files.folder.glob("volumes/**/.part-*")} if files.folder else ()):
+        remove_leftovers(folder)
     todo = []
     for one in found:
         try:
@@ -175,16 +179,19 @@ def _prepared(
         except OSError:  # gone since it was listed, which the work says
             known = False
         if not known:
-            todo.append(Job(one, folder, recipe, axes, filter))
+            todo.append(Job(one, files, recipe, axes, filter))
     bar = tqdm(in_processes(todo, workers), desc="prepare", total=len(todo), disable=None if todo else True)
-    for done in bar:
-        if done.lines:
-            index.append(done.lines)
+    try:
+        for done in bar:
+            if done.lines:
+                index.append(done.lines)
+    finally:
+        files.flush()
     counts = index.close()
     return (
-        f"part {part} of {parts} of {folder}: {len(todo)} files or series done, {len(found) - len(todo)} known before;"
+        f"part {part} of {parts} of {files}: {len(todo)} files or series done, {len(found) - len(todo)} known before;"
         f" {counts['stored']} volumes, {counts['odd']} of them with findings, {counts['refused']} refused:"
-        f" {folder / 'tables'}"
+        f" {files}/tables"
     )
 
 
@@ -203,31 +210,38 @@ def _foreseen(found: Sequence[Found], recipe: Recipe, axes: str | None) -> str:
     return "\n".join([*rows, first_lines(reasons), "sizes before cropping and compression; nothing was written"])
 
 
-def _verified(folder: Path) -> str:
+def _verified(files: StoreFiles) -> str:
     """Read back every volume of a store; return what was found.
 
     Raises:
         ValueError: that lists the volumes that are not as they were written.
     """
-    read_recipe(folder)
+    read_recipe(files)
     lines: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
-    for path in sorted(folder.glob("index/*.jsonl")):
-        for line in index_lines(path):
+    for path in files.indices():
+        for line in files.lines(path):
             if "refused" not in line:
                 lines[line["id"]].append(line)
     problems = []
     for several in tqdm(lines.values(), desc="verify", disable=None):
-        found = [broken(folder, line) for line in several]
+        found = [_broken(files, line) for line in several]
         if all(found):  # of two lines for one volume, the older one describes a file that was replaced
             problems.append(found[-1])
-    stray = [path for path in folder.glob("volumes/*/*.b2nd") if path.stem not in lines]
+    stray = [name for name in files.names() if name.removesuffix(".masks") not in lines]
     if problems:
         raise ValueError(
             f"{len(problems)} of {len(lines)} volumes are broken; delete their files, and the command that prepared"
             f" them makes them again:\n{first_lines(problems)}"
         )
-    more = f"; {len(stray)} files are in no index, such as {stray[0]}" if stray else ""
-    return f"{len(lines)} volumes of {folder} are as they were written{more}"
+    more = f"; {len(stray)} files are in no index, such as {files.path(stray[0])}" if stray else ""
+    return f"{len(lines)} volumes of {files} are as they were written{more}"
+
+
+def _broken(files: StoreFiles, line: Mapping[str, Any]) -> str:
+    """Return what is wrong with a volume and its masks, or ""."""
+    name, masks = line["id"], line.get("masks")
+    wrong = files.broken(name, line, line["shape"])
+    return wrong or (files.broken(masks_of(name), masks, line["shape"]) if masks is not None else "")
 
 
 def main() -> None:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from monai.data import MetaTensor
-from monai.transforms import CropForeground, Orientation, Spacing
+from monai.transforms import CropForeground, Orientation, Spacing, SpatialResample
 
 from mambamim_nets.bundle.data.duplicates import voxel_digest
-from mambamim_nets.bundle.data.store import QUANTILES, Recipe
+from mambamim_nets.bundle.data.store import MASKS, QUANTILES, Recipe
 from mambamim_nets.bundle.io.modalities import modality_objection
 from mambamim_nets.bundle.transforms.normalisation import nonzero
 
-__all__ = ["Prepared", "modality", "prepared"]
+__all__ = ["Prepared", "masks_on_grid", "modality", "prepared"]
 
 COARSEST = 5.0  # mm
 THINNEST = 40.0  # mm
@@ -94,6 +96,27 @@ def prepared(image: MetaTensor, stated: str | None, recipe: Recipe) -> Prepared:
         "digest": voxel_digest(array),
     }
     return Prepared(array, line)
+
+
+def masks_on_grid(masks: Mapping[str, MetaTensor], line: Mapping[str, Any]) -> np.ndarray:
+    """Bring the masks of a scan to the grid of its volume in the store, by nearest neighbours.
+
+    Args:
+        masks: "face_mask" and "body_mask", as far as there are any, (1, D, H, W); what is above 0.5 is in it.
+        line: of the volume, with its affine and shape.
+
+    Returns:
+        uint8 of the shape of the volume, a bit for each mask.
+    """
+    found = np.zeros(line["shape"], np.uint8)
+    affine = torch.tensor(line["affine"], dtype=torch.float64)
+    for name, mask in masks.items():
+        inside = MetaTensor((mask.as_tensor() > 0.5).float(), affine=mask.affine)
+        moved = SpatialResample(mode="nearest", padding_mode="zeros")(
+            inside, dst_affine=affine, spatial_size=line["shape"]
+        )
+        found |= np.where(np.asarray(moved)[0] > 0.5, np.uint8(MASKS[name]), np.uint8(0))
+    return found
 
 
 def _box(inside: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

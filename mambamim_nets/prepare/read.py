@@ -17,6 +17,7 @@ import torch
 from monai.data import MetaTensor
 
 from mambamim_nets.bundle.data.inspection import Volume, image_problems, read_volume
+from mambamim_nets.bundle.data.store import MASKS
 from mambamim_nets.bundle.data.unlabelled import image_folders, is_label, unlabelled_images
 from mambamim_nets.bundle.files import stem
 from mambamim_nets.bundle.io.dicom_series import Series, series_of
@@ -30,6 +31,7 @@ __all__ = [
     "Scan",
     "Source",
     "found_in",
+    "read_masks",
     "read_voxels",
     "sources_of",
     "stated_modality",
@@ -40,7 +42,7 @@ __all__ = [
 DICOM = (".dcm", ".dicom", ".ima")
 PROBED = 3  # files of a folder that are opened to see if it holds DICOM
 TABLES = {".csv": ",", ".tsv": "\t"}
-RESERVED = {"image", "subject", "modality"}  # columns of a table that mean something here
+RESERVED = {"image", "subject", "modality", *MASKS}  # columns of a table that mean something here
 _SUBJECT = re.compile(r"(?:^|/)(sub-[A-Za-z0-9]+)(?=[_/])")
 _CHANNEL = re.compile(r"_\d{4}$")
 _PLAIN = re.compile(r"[^A-Za-z0-9._-]+")
@@ -74,6 +76,7 @@ class Found:
         subject: who was scanned; None where only the file may say it.
         modality: "CT", "MR", ... where a table says it.
         metadata: further columns of the table.
+        masks: "face_mask" and "body_mask", absolute paths.
     """
 
     source: str
@@ -83,6 +86,7 @@ class Found:
     subject: str | None = None
     modality: str | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
+    masks: dict[str, str] = field(default_factory=dict)
 
     @property
     def file(self) -> str:
@@ -96,7 +100,7 @@ class Found:
             OSError: it is gone.
         """
         paths = [entry.path for entry in os.scandir(self.file) if entry.is_file()] if self.dicom else [self.file]
-        states = [os.stat(path) for path in paths]
+        states = [os.stat(path) for path in (*paths, *self.masks.values())]
         return sum(state.st_size for state in states), max((state.st_mtime_ns for state in states), default=0)
 
     def id(self, series: str = "") -> str:
@@ -227,6 +231,8 @@ def _listed(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             image = str(path.parent / row["image"].strip())
             facts: dict[str, Any] = {key: row[key] for key in ("subject", "modality") if row.get(key)}
             facts["metadata"] = {key: _value(value) for key, value in row.items() if key not in RESERVED}
+            named = {key: (row.get(key) or "").strip() for key in MASKS}
+            facts["masks"] = {key: os.path.abspath(path.parent / name) for key, name in named.items() if name}
             yield image, {**facts, "dicom": os.path.isdir(image)}
 
 
@@ -303,6 +309,35 @@ def read_voxels(found: Found, scan: Scan, axes: str | None) -> tuple[MetaTensor 
     data = image.numpy()
     volume = Volume(data[0] if len(data) == 1 else np.moveaxis(data, 0, -1), np.asarray(image.affine))
     return image, "; ".join(image_problems(found.path, volume, 1, alone=True))
+
+
+def read_masks(found: Found, image: MetaTensor, axes: str | None) -> dict[str, MetaTensor]:
+    """Read the masks of a volume, which must lie on its grid.
+
+    Args:
+        found: the file or folder.
+        image: the volume, (1, D, H, W) with its affine.
+        axes: as in `volumes_of`.
+
+    Returns:
+        "face_mask" and "body_mask", as far as there are any: (1, D, H, W).
+
+    Raises:
+        ValueError: one cannot be read, or lies on another grid.
+    """
+    masks = {}
+    for name, path in found.masks.items():
+        try:
+            mask = read_scan(path, None, axes)
+        except Exception as error:
+            raise ValueError(f"{found.path}: {name} {path} cannot be read ({_why(error)})") from error
+        if mask.shape != image.shape or not np.allclose(mask.affine, image.affine, atol=0.01):
+            raise ValueError(
+                f"{found.path}: {name} {path} of shape {tuple(mask.shape[1:])} must lie on the grid of the image,"
+                f" {tuple(image.shape[1:])} voxels with the same affine: resample it"
+            )
+        masks[name] = mask
+    return masks
 
 
 def stated_modality(found: Found, scan: Scan) -> str | None:

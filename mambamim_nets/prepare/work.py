@@ -10,17 +10,25 @@ import multiprocessing
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 from mambamim_nets.bundle.data.memory import MARGIN, ScanMemory, free_memory
 from mambamim_nets.bundle.data.store import Recipe
+from mambamim_nets.bundle.data.store_files import StoreFiles, masks_of
 from mambamim_nets.bundle.data.store_filter import Filter
-from mambamim_nets.prepare.decide import prepared
-from mambamim_nets.prepare.read import Found, Refused, Scan, read_voxels, stated_modality, subject_of, volumes_of
-from mambamim_nets.prepare.write import write_volume
+from mambamim_nets.prepare.decide import masks_on_grid, prepared
+from mambamim_nets.prepare.read import (
+    Found,
+    Refused,
+    Scan,
+    read_masks,
+    read_voxels,
+    stated_modality,
+    subject_of,
+    volumes_of,
+)
 
 __all__ = ["Done", "Job", "in_processes", "work_on"]
 
@@ -33,7 +41,7 @@ class Job(NamedTuple):
 
     Attributes:
         found: which it is.
-        folder: of the store.
+        files: of the store.
         recipe: of the store.
         axes: where the axes of files point that do not say so; None: those are refused.
         filter: expression; None: every sound volume is stored.
@@ -41,7 +49,7 @@ class Job(NamedTuple):
     """
 
     found: Found
-    folder: Path
+    files: StoreFiles
     recipe: Recipe
     axes: str | None = None
     filter: str | None = None
@@ -71,8 +79,9 @@ def work_on(job: Job) -> Done:
     try:
         line["source_bytes"], line["source_time"] = found.signature()
     except OSError as error:
+        mask = f": {error.filename}" if error.filename in found.masks.values() else ""
         line |= {"source_bytes": 0, "source_time": 0}
-        gone = Refused("", f"{found.path} is gone since it was listed ({error.strerror})", again=True)
+        gone = Refused("", f"{found.path}{mask} is gone since it was listed ({error.strerror})", again=True)
         return Done(job, [line | _refusal(gone, job)])
     scans, refused = volumes_of(found, job.axes)
     needed = [MARGIN * memory.load(scan.header, 1) for scan in scans if len(scan.header.shape) >= 3]
@@ -105,20 +114,24 @@ def _store(job: Job, scan: Scan, memory: ScanMemory, origin: Mapping[str, Any]) 
     if image is None or problem:
         return Refused(series, problem)
     try:
+        masks = read_masks(found, image, job.axes)
         array, line = prepared(image, stated_modality(found, scan), job.recipe)
+        bits = masks_on_grid(masks, line) if masks else None
     except ValueError as error:
         return Refused(series, f"{found.path}: {error}")
-    del image
+    del image, masks
     name = found.id(series)
     facts = {"id": name, "series": series, "subject": subject_of(found, scan), "metadata": found.metadata}
     line = {**origin, **line, **facts, "findings": {**line["findings"], **scan.findings}}
     if job.filter is not None and not Filter(job.filter)(Filter.facts(line)):
         return Refused(series, f"{found.path}: not wanted by filter {job.filter}")
     try:
-        return {**line, **write_volume(job.folder, name, array)}
+        if bits is not None:
+            line["masks"] = {"names": sorted(found.masks), **job.files.write_volume(masks_of(name), bits)}
+        return {**line, **job.files.write_volume(name, array)}
     except OSError as error:
         raise OSError(
-            f"--store {job.folder} cannot be written ({error.strerror or error}): what is there is whole; make room or"
+            f"--store {job.files} cannot be written ({error.strerror or error}): what is there is whole; make room or"
             " give rights, and the same command goes on from it"
         ) from error
 

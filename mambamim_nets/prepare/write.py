@@ -1,65 +1,38 @@
-"""What a store keeps on disk: volumes, the index of a part, and tables for people."""
+"""What a store keeps beside its volumes: its recipe, the index of a part, and tables for people."""
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
+import csv
+import io
 import json
-import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-import numpy as np
+from mambamim_nets.bundle.data.store import Recipe, read_recipe
+from mambamim_nets.bundle.data.store_files import StoreFiles, masks_of
+from mambamim_nets.bundle.files import remove_leftovers
 
-from mambamim_nets.bundle.data.store import BLOCK, CHUNK, Recipe, index_lines, read_recipe, volume_path
-from mambamim_nets.bundle.files import atomic_write, remove_leftovers, write_csv, write_text
-
-__all__ = ["Index", "broken", "keep_recipe", "write_volume"]
-
-LEVEL = 5  # of zstd: above it files shrink by a few per cent and take three times as long to write
+__all__ = ["Index", "keep_recipe"]
 
 
-def keep_recipe(folder: Path, recipe: Recipe) -> None:
+def keep_recipe(files: StoreFiles, recipe: Recipe) -> None:
     """Write the recipe of a new store, or compare it with that of the store that is there.
 
     Raises:
         ValueError: the store has another, or the folder holds something else.
     """
-    path = folder / "store.json"
-    if not path.exists():
-        others = [entry.name for entry in folder.iterdir() if not entry.name.startswith(".")] if folder.is_dir() else []
-        if others and not path.exists():  # another part may have begun just now
-            raise ValueError(f"--store {folder} holds other files, such as {others[0]}; give a new or empty folder")
-        write_text(path, json.dumps(recipe.content(), indent=1) + "\n")
-    held = read_recipe(folder)
+    if "store.json" not in (others := files.paths()):
+        if others and "store.json" not in files.paths():  # another part may have begun just now
+            raise ValueError(f"--store {files} holds other files, such as {others[0]}; give a new or empty folder")
+        files.write("store.json", f"{json.dumps(recipe.content(), indent=1)}\n".encode())
+    held = read_recipe(files)
     if held != recipe:
         pairs = zip(held.content()["recipe"].items(), recipe.content()["recipe"].values(), strict=True)
         parts = [f"{name} {value} (here {here})" for (name, value), here in pairs if value != here]
         raise ValueError(
-            f"--store {folder} was prepared with {', '.join(parts)}; give the same options, or another --store"
+            f"--store {files} was prepared with {', '.join(parts)}; give the same options, or another --store"
         )
-
-
-def write_volume(folder: Path, name: str, array: np.ndarray) -> dict[str, Any]:
-    """Write a volume whole or not at all; return the size and the hash of its file.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    import blosc2
-
-    blosc2.set_nthreads(1)  # with several, blocks lie in the order in which they were done, and no file is like another
-    stored = blosc2.asarray(
-        np.ascontiguousarray(array),
-        chunks=(CHUNK,) * 3,
-        blocks=(BLOCK,) * 3,
-        cparams={"codec": blosc2.Codec.ZSTD, "clevel": LEVEL, "filters": [blosc2.Filter.SHUFFLE], "nthreads": 1},
-    )
-    content = stored.to_cframe()  # in memory: blosc2 does not say so where a disk is full
-    atomic_write(volume_path(folder, name), lambda part: part.write_bytes(content))
-    return {"file_bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
 class Index:
@@ -68,21 +41,22 @@ class Index:
     Lines of one file or folder are appended at once; what a kill cut short is left out at the next start.
 
     Args:
-        folder: of the store.
+        files: of the store.
         part: number of this part.
         parts: how many there are.
         asked: options by which a volume may be refused, such as a filter: what they refused is looked at again when
             they change.
     """
 
-    def __init__(self, folder: Path, part: int, parts: int, asked: Sequence[str | None]) -> None:
-        self.folder, self.asked = folder, list(asked)
-        self.path = folder / "index" / f"part-{part}-of-{parts}.jsonl"
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(self.path.parent)
-        own = self._newest(index_lines(self.path)) if self.path.is_file() else {}
+    def __init__(self, files: StoreFiles, part: int, parts: int, asked: Sequence[str | None]) -> None:
+        self.files, self.asked = files, list(asked)
+        self.name = f"part-{part}-of-{parts}"
+        self.path = f"index/{self.name}.jsonl"
+        if files.folder is not None:
+            remove_leftovers(files.folder / "index")
+        own = self._newest(files.lines(self.path)) if self.path in files.indices() else {}
         self._write(own)
-        everywhere = [line for path in sorted(self.path.parent.glob("*.jsonl")) for line in index_lines(path)]
+        everywhere = [line for path in files.indices() for line in files.lines(path)]
         self._known: defaultdict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
         self.roots: dict[str, str] = {}
         for line in everywhere:
@@ -102,7 +76,7 @@ class Index:
 
     def _write(self, lines: Mapping[tuple[str, str], Sequence[Mapping[str, Any]]]) -> None:
         text = "".join(f"{json.dumps(line)}\n" for key in sorted(lines) for line in lines[key])
-        write_text(self.path, text)
+        self.files.write(self.path, text.encode())
 
     def has(self, source: str, path: str, signature: tuple[int, int]) -> bool:
         """Return whether a file or folder is done, as it is now."""
@@ -117,9 +91,10 @@ class Index:
         """Return whether a line still holds: its volume is there, or it would be refused again."""
         if "refused" in line:
             return not line["again"] and line["asked"] == self.asked
-        with contextlib.suppress(OSError):
-            return volume_path(self.folder, line["id"]).stat().st_size == line["file_bytes"]
-        return False
+        masks = line.get("masks")
+        if masks is not None and self.files.size(masks_of(line["id"])) != masks["file_bytes"]:
+            return False
+        return self.files.size(line["id"]) == line["file_bytes"]
 
     def append(self, lines: Sequence[Mapping[str, Any]]) -> None:
         """Add all lines of a file or folder.
@@ -128,42 +103,23 @@ class Index:
             OSError: they cannot be written.
         """
         text = "".join(f"{json.dumps({**line, 'lines': len(lines)})}\n" for line in lines)
-        with self.path.open("ab") as file:
-            file.write(text.encode())
-            file.flush()
-            os.fsync(file.fileno())
+        self.files.append(self.path, text.encode())
 
     def close(self) -> dict[str, int]:
         """Sort the index, drop what newer lines replace, and write the tables; return how many volumes there are."""
-        lines = self._newest(index_lines(self.path))
+        lines = self._newest(self.files.lines(self.path))
         self._write(lines)
         every = [line for group in lines.values() for line in group]
         refused = [line for line in every if "refused" in line]
         stored = [line for line in every if "refused" not in line]
-        tables = self.folder / "tables"
         rows = [[line["source"], line["path"], line["series"], line["refused"]] for line in refused]
-        write_csv(tables / f"{self.path.stem}_refused.csv", [["source", "path", "series", "reason"], *rows])
+        self._table("refused", [["source", "path", "series", "reason"], *rows])
         odd = [(line, *finding) for line in stored for finding in line["findings"].items()]
         rows = [[line["id"], line["source"], line["path"], name, what] for line, name, what in odd]
-        write_csv(tables / f"{self.path.stem}_findings.csv", [["id", "source", "path", "finding", "what"], *rows])
+        self._table("findings", [["id", "source", "path", "finding", "what"], *rows])
         return {"stored": len(stored), "refused": len(refused), "odd": len({line["id"] for line, *_ in odd})}
 
-
-def broken(folder: Path, line: Mapping[str, Any]) -> str:
-    """Read a volume back, all of it; return what is wrong with it, or "".
-
-    Args:
-        folder: of the store.
-        line: of its index.
-    """
-    import blosc2
-
-    path = volume_path(folder, line["id"])
-    try:
-        content = path.read_bytes()
-        if hashlib.sha256(content).hexdigest() != line["sha256"]:
-            return f"{path}: its {len(content)} bytes must be the {line['file_bytes']} that were written"
-        array = blosc2.ndarray_from_cframe(content)[:]
-    except (OSError, RuntimeError, ValueError) as error:
-        return f"{path} cannot be read ({' '.join(str(error).split())[:100]})"
-    return "" if list(array.shape) == line["shape"] else f"{path}: shape {array.shape} must be {line['shape']}"
+    def _table(self, kind: str, rows: Iterable[Sequence[Any]]) -> None:
+        text = io.StringIO(newline="")
+        csv.writer(text).writerows(rows)
+        self.files.write(f"tables/{self.name}_{kind}.csv", text.getvalue().encode())

@@ -57,19 +57,22 @@ class MaskedModel(nn.Module):
         """Rebuild a volume (B, C_in, D, H, W) from its visible blocks, in the target's space: (B, C_in, D, H, W)."""
         raise NotImplementedError
 
-    def forward(self, x: Tensor, visible: Tensor | None = None) -> MIMOutput:
+    def forward(self, x: Tensor, visible: Tensor | None = None, ignored: Tensor | None = None) -> MIMOutput:
         """Mask a batch, rebuild it and score the hidden part.
 
         Args:
             x: (B, C_in, D, H, W) float, intensities in [0, 1], sides multiples of 16.
             visible: (B, 1, d, h, w) bool, True = kept; drawn at `mask_ratio` if None.
+            ignored: (B, 1, d, h, w) bool, blocks that have no part in the loss, such as those of removed faces; None:
+                none.
 
         Returns:
             MIMOutput.
         """
         visible = self.draw_visible(x) if visible is None else visible
         reconstruction = self.reconstruct(x, visible)
-        loss = self.score(reconstruction, reconstruction_target(x, self.target), visible)
+        scored = visible if ignored is None else visible | ignored  # the loss is that of all others
+        loss = self.score(reconstruction, reconstruction_target(x, self.target), scored)
         return MIMOutput(loss, reconstruction, visible)
 
     def draw_visible(self, x: Tensor) -> Tensor:

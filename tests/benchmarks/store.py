@@ -1,14 +1,19 @@
 """Crops a second from a prepared store and from the caches of today, on one core: `python tests/benchmarks/store.py`.
 
-    python tests/benchmarks/store.py --sources /data/scans --folder build/bench [--copies 4] [--samples 100]
+    python tests/benchmarks/store.py --sources /data/scans --folder build/bench [--copies 4] [--samples 100] [--cold]
 
-It prepares a store of the sources, with every file `copies` times under another name, and fills a `DiskCache` and a
-`CacheDataset` with the same. Then it takes turns: `samples` crops of 96^3 of each, five rounds, and prints the medians.
+It prepares a store of the sources, as blosc2 and with the extra [zarr] as Zarr at a file:// URL, with every file
+`copies` times under another name, and fills a `DiskCache` and a `CacheDataset` with the same. Then it takes turns:
+`samples` crops of 96^3 of each, five rounds, and prints the medians.
 Times are seconds of the processor, in user and system, so other work on the machine counts little.
 Each crop is scaled, padded and flipped as in the bundle's train.json; volumes are drawn uniformly from all. What is
 read was written just before, so it is in the page cache unless it is larger than the memory: the page says warm.
+
+With `--cold` it compares the two kinds of store instead, voxels only: before each crop the files of all volumes are put
+out of the page cache (posix_fadvise), and the time is that of a clock, with whatever else the machine does.
 """
 
+import importlib.util
 import os
 import platform
 import shutil
@@ -61,56 +66,90 @@ def parts(*configs: str, **options: Any) -> ConfigParser:
     return parser
 
 
-def main(sources: str, folder: str, copies: int = 1, samples: int = 100, memory: bool = True) -> None:
+def evict(folder: Path) -> None:
+    """Put all files of a folder out of the page cache."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def measured(ways: dict[str, Callable[[], Any]], samples: int, cold: tuple[Path, ...] = ()) -> dict[str, list[float]]:
+    """Return seconds for a crop of each way and round: of the processor, or where folders are evicted, of a clock."""
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    clock = time.perf_counter if cold else time.process_time
+    for number in range(ROUNDS + 1):
+        for name, crop in ways.items():
+            spent = 0.0
+            for _ in range(samples):
+                for folder in cold:
+                    evict(folder)
+                begin = clock()
+                crop()
+                spent += clock() - begin
+            if number:  # the first round warms up
+                times[name].append(spent / samples)
+    return times
+
+
+def printed(times: dict[str, list[float]], sizes: dict[str, int], source: int) -> None:
+    for name, values in times.items():
+        each = statistics.median(values)
+        size = f", {sizes[name] / MIB:.0f} MiB, {sizes[name] / source:.2f} of the source" if name in sizes else ""
+        print(f"{name}: {1 / each:.1f} crops/s, {1000 * each:.1f} ms ({1000 * min(values):.1f} to"
+              f" {1000 * max(values):.1f}){size}")  # fmt: skip
+
+
+def main(
+    sources: str, folder: str, copies: int = 1, samples: int = 100, memory: bool = True, cold: bool = False
+) -> None:
     """Measure and print a table."""
     torch.set_num_threads(1)
     work = Path(folder)
     scans = copies_of(sources, work / "scans", copies)
-    if not (work / "store").exists():
-        prepare(str(work / "store"), sources=[{"path": str(scans), "name": "scans"}])
+    places = {"store": str(work / "store")}
+    if importlib.util.find_spec("zarr") is not None:
+        places["Zarr"] = f"file://{(work / 'zarr').absolute()}"
+    for place in places.values():
+        if not Path(place.removeprefix("file://")).exists():
+            prepare(place, sources=[{"path": str(scans), "name": "scans"}])
     files = sorted(map(str, scans.rglob("*.nii.gz")))
     items = [{"image": file, "source": "scans"} for file in files]
     transform = parts("train").get_parsed_content("train#transform")
-    stored = parts("train", "store", store=str(work / "store")).get_parsed_content("train#dataset")
-    assert isinstance(stored, StoreCrops) and isinstance(stored.data, Store) and len(stored.data) == len(files)
-    disk = DiskCache(items, transform, work / "cache")
-    for place in range(len(items)):
-        disk[place]
-    chance = np.random.default_rng(0)
     numbers = iter(range(10**9))
-    bare = StoreCrops(stored.data, ROI, seed=1)
-    ways: dict[str, Callable[[], Any]] = {
-        "store": lambda: stored[next(numbers)],
-        "store, voxels only": lambda: bare[next(numbers)],
-        "disk_cache.json": lambda: disk[int(chance.integers(len(items)))],
-    }
-    if memory:
-        cached = CacheDataset(items, transform, cache_rate=1.0, copy_cache=False, progress=False, num_workers=1)
-        ways["in memory"] = lambda: cached[int(chance.integers(len(items)))]
-    times: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(ROUNDS + 1):  # the first one warms up
-        for name, crop in ways.items():
-            begin = time.process_time()
-            for _ in range(samples):
-                crop()
-            times[name].append((time.process_time() - begin) / samples)
-    sizes = {
-        "store": size_of(work / "store" / "volumes", "*.b2nd"),
-        "disk_cache.json": size_of(work / "cache", "*.pt"),
-    }
+    ways: dict[str, Callable[[], Any]] = {}
+    for name, place in places.items():
+        stored = parts("train", "store", store=place).get_parsed_content("train#dataset")
+        assert isinstance(stored, StoreCrops) and isinstance(stored.data, Store) and len(stored.data) == len(files)
+        bare = StoreCrops(stored.data, ROI, seed=1)
+        several = StoreCrops(Store(place), ROI, seed=1, crops_per_volume=4)
+        ways |= {
+            name: lambda stored=stored: stored[next(numbers)],
+            f"{name}, voxels only": lambda bare=bare: bare[next(numbers)],
+            f"{name}, voxels only, 4 crops of a volume": lambda several=several: several[next(numbers)],
+        }
+    sizes = {"store": size_of(work / "store", "*.b2nd"), "Zarr": size_of(work / "zarr" / "volumes", "*")}
     source = sum(os.path.getsize(file) for file in files)
     print(
         f"{datetime.now(UTC):%Y-%m-%d}, {platform.processor() or platform.machine()}, {os.cpu_count()} cores, one used"
     )
     print(f"{len(files)} volumes, {source / MIB:.0f} MiB as .nii.gz; median of {ROUNDS} rounds of {samples} crops")
-    for name, values in times.items():
-        each = statistics.median(values[1:])
-        size = f", {sizes[name] / MIB:.0f} MiB, {sizes[name] / source:.2f} of the source" if name in sizes else ""
-        print(f"{name}: {1 / each:.1f} crops/s, {1000 * each:.1f} ms ({1000 * min(values[1:]):.1f} to"
-              f" {1000 * max(values[1:]):.1f}){size}")  # fmt: skip
-    ratio = statistics.median(
-        values := [b / a for a, b in zip(times["store"][1:], times["disk_cache.json"][1:], strict=True)]
-    )
+    if cold:
+        voxels = {name: way for name, way in ways.items() if "voxels only" in name}
+        printed(measured(voxels, samples, (work / "store" / "volumes", work / "zarr" / "volumes")), sizes, source)
+        return
+    disk = DiskCache(items, transform, work / "cache")
+    for place in range(len(items)):
+        disk[place]
+    chance = np.random.default_rng(0)
+    ways["disk_cache.json"] = lambda: disk[int(chance.integers(len(items)))]
+    if memory:
+        cached = CacheDataset(items, transform, cache_rate=1.0, copy_cache=False, progress=False, num_workers=1)
+        ways["in memory"] = lambda: cached[int(chance.integers(len(items)))]
+    sizes["disk_cache.json"] = size_of(work / "cache", "*.pt")
+    times = measured(ways, samples)
+    printed(times, sizes, source)
+    ratio = statistics.median(values := [b / a for a, b in zip(times["store"], times["disk_cache.json"], strict=True)])
     print(f"store against disk_cache.json: {ratio:.1f} times the crops ({min(values):.1f} to {max(values):.1f})")
 
 

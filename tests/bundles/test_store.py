@@ -135,6 +135,24 @@ def test_an_estimate_trains_nothing(bundle_run, store, tmp_path):
     assert "accumulate 3 must divide" in bundle_run("pretrain", ["train", "store"], store=str(store), accumulate=3).last
 
 
+def test_a_store_at_a_url_trains_by_the_same_options(bundle_run, data, tmp_path):
+    pytest.importorskip("zarr", reason="the extra [zarr] is not installed")
+    place = f"file://{tmp_path}/store"
+    prepare(place, sources=str(data / "imagesTs"), spacing=[1, 1, 1], intensity="mr")
+    end = bundle_run("pretrain", ["train", "store"], store=place, **{**OPTIONS, "max_epochs": 1}, num_workers=1)
+    assert end.status == 0 and (tmp_path / "out" / "encoder.pt").is_file(), end.log[-3000:]
+
+
+def test_removed_faces_and_several_crops_of_a_volume_train(bundle_run, data, tmp_path):
+    images = sorted((data / "imagesTs").glob("*.nii.gz"))
+    rows = "".join(f"{path},{path if number else ''}\n" for number, path in enumerate(images))
+    (tmp_path / "scans.csv").write_text(f"image,face_mask\n{rows}")
+    prepare(str(tmp_path / "store"), sources=str(tmp_path / "scans.csv"), spacing=[1, 1, 1], intensity="mr")
+    options = {**OPTIONS, "max_epochs": 1, "store": str(tmp_path / "store"), "crops_per_volume": 2}
+    end = bundle_run("pretrain", ["train", "store"], **options)
+    assert end.status == 0 and (tmp_path / "out" / "encoder.pt").is_file(), end.log[-3000:]
+
+
 def test_the_configuration_of_the_store_comes_last():
     with refused("store.json must be the last of the configurations, after multi_gpu_train.json"):
         training_sampler([], items=Store.__new__(Store))

@@ -10,9 +10,9 @@ import pytest
 from helpers import environment, refused
 from store_files import lines_of, rows_of, store_of, write_scan, write_sources
 
+from mambamim_nets.bundle.data import store_files as data_files
 from mambamim_nets.bundle.data.store import Store
 from mambamim_nets.prepare import __main__ as main
-from mambamim_nets.prepare import write
 from mambamim_nets.prepare.__main__ import prepare
 
 
@@ -121,16 +121,16 @@ def test_a_changed_bit_is_found(store):
 
 
 def test_a_full_disk_ends_the_command_and_the_next_one_goes_on(tmp_path, sources, monkeypatch, reliability):
-    room = iter([True, True, False])
+    room = iter([True] * 4 + [False])  # recipe, index, two volumes
 
     def full(path, write_file):
         if not next(room):
             raise OSError(errno.ENOSPC, "No space left on device")
         return atomic(path, write_file)
 
-    atomic = write.atomic_write
+    atomic = data_files.atomic_write
     with monkeypatch.context() as patched, refused("--store", "No space left on device", "make room") as end:
-        patched.setattr(write, "atomic_write", full)
+        patched.setattr(data_files, "atomic_write", full)
         store_of(tmp_path / "store", sources)
     reliability("Stores", "a disk that is full", end.value)
     assert "2 files or series done, 2 known before; 4 volumes" in store_of(tmp_path / "store", sources)
@@ -254,3 +254,33 @@ def test_the_part_of_a_volume_does_not_depend_on_what_else_there_is(tmp_path, so
     store_of(tmp_path / "after", sources, part=1, parts=2)
     before, after = (set(files(tmp_path / name)) for name in ("before", "after"))
     assert before <= after and not {name for name in after - before if "first" not in name}
+
+
+@pytest.mark.parametrize(
+    ("shape", "words"),
+    [((20, 44, 36), "must lie on the grid of the image"), (None, "is gone since it was listed")],
+    ids=["on another grid", "that is not there"],
+)
+def test_a_volume_whose_mask_cannot_be_used_is_a_row_of_the_table(tmp_path, shape, words):
+    write_scan(tmp_path / "a.nii.gz")
+    if shape is not None:
+        write_scan(tmp_path / "mask.nii.gz", shape=shape)
+    (tmp_path / "scans.csv").write_text("image,face_mask\na.nii.gz,mask.nii.gz\n")
+    assert "0 volumes, 0 of them with findings, 1 refused" in store_of(tmp_path / "store", tmp_path / "scans.csv")
+    (row,) = rows_of(tmp_path / "store", "refused")
+    assert words in row["reason"] and "mask.nii.gz" in row["reason"]
+
+
+def test_a_mask_that_changes_or_breaks_is_made_again(tmp_path):
+    write_scan(tmp_path / "a.nii.gz")
+    write_scan(tmp_path / "mask.nii.gz")
+    (tmp_path / "scans.csv").write_text("image,body_mask\na.nii.gz,mask.nii.gz\n")
+    store_of(tmp_path / "store", tmp_path / "scans.csv")
+    (path,) = (tmp_path / "store").glob("volumes/*/*.masks.b2nd")
+    path.write_bytes(path.read_bytes()[:-9])
+    with refused("1 of 1 volumes are broken", "masks.b2nd"):
+        prepare(str(tmp_path / "store"), verify=True)
+    assert "1 files or series done" in store_of(tmp_path / "store", tmp_path / "scans.csv")
+    write_scan(tmp_path / "mask.nii.gz", seed=4)
+    assert "1 files or series done" in store_of(tmp_path / "store", tmp_path / "scans.csv")
+    assert prepare(str(tmp_path / "store"), verify=True).startswith("1 volumes of")

@@ -7,6 +7,7 @@ import pytest
 from store_files import write_scan
 
 from mambamim_nets.bundle.data.store import Recipe
+from mambamim_nets.bundle.data.store_files import files_of
 from mambamim_nets.prepare import work
 from mambamim_nets.prepare.read import Found
 from mambamim_nets.prepare.work import Job, in_processes, work_on
@@ -18,14 +19,14 @@ RECIPE = Recipe((4.0, 4.0, 4.0))
 def job(tmp_path):
     write_scan(tmp_path / "scans" / "sub-00" / "ct.nii.gz")
     found = Found("scans", str(tmp_path / "scans"), "sub-00/ct.nii.gz", subject="sub-00")
-    return Job(found, tmp_path / "store", RECIPE)
+    return Job(found, files_of(tmp_path / "store"), RECIPE)
 
 
 def test_a_volume_and_its_line(job):
     (line,) = work_on(job).lines
     assert (line["source"], line["path"], line["subject"]) == ("scans", "sub-00/ct.nii.gz", "sub-00")
     assert line["modality"] == "CT" and np.isfinite(line["quantiles"]).all() and "refused" not in line
-    held = [os.path.join(folder, name) for folder, _, names in os.walk(job.folder) for name in names]
+    held = [os.path.join(folder, name) for folder, _, names in os.walk(job.files.folder) for name in names]
     assert [os.path.getsize(path) for path in held] == [line["file_bytes"]]
 
 
@@ -41,7 +42,7 @@ def test_what_cannot_be_read_is_a_line_with_the_reason(job, change, reason, agai
     change(job)
     (line,) = work_on(job).lines
     assert reason in line["refused"] and line["again"] is again and line["asked"] == [None, None]
-    assert not job.folder.exists()
+    assert not job.files.folder.exists()
 
 
 def test_what_a_filter_does_not_want_is_not_stored(job):
@@ -50,7 +51,7 @@ def test_what_a_filter_does_not_want_is_not_stored(job):
 
 
 def test_a_volume_above_its_share_of_the_memory_waits(job):
-    assert work_on(job._replace(share=1000)).lines is None and not job.folder.exists()
+    assert work_on(job._replace(share=1000)).lines is None and not job.files.folder.exists()
     assert work_on(job._replace(share=2**30)).lines is not None
 
 

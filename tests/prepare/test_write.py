@@ -1,28 +1,41 @@
-"""Files of a store: the same bytes for the same voxels, whole or not there."""
+"""The recipe and the index of a store, wherever it lies."""
 
-import blosc2
-import numpy as np
+import pytest
+from helpers import refused
 
-from mambamim_nets.bundle.data.store import volume_path
-from mambamim_nets.prepare.write import broken, write_volume
-
-
-def test_a_volume_is_written_in_blocks_and_always_to_the_same_bytes(tmp_path):
-    array = np.random.default_rng(0).integers(-1000, 1000, (100, 30, 97)).astype(np.int16)
-    first, second = (write_volume(tmp_path / name, "scan-0123456789abcdef", array) for name in ("a", "b"))
-    assert first == second
-    path = volume_path(tmp_path / "a", "scan-0123456789abcdef")
-    assert path.parent.name == "ef" and path.stat().st_size == first["file_bytes"]
-    stored = blosc2.open(str(path))
-    assert stored.chunks == (96, 96, 96) or stored.chunks == (96, 30, 96)
-    assert max(stored.blocks) == 32
-    assert np.array_equal(stored[:], array)
+from mambamim_nets.bundle.data.store import Recipe, read_recipe
+from mambamim_nets.bundle.data.store_files import files_of
+from mambamim_nets.prepare.write import Index, keep_recipe
 
 
-def test_what_is_broken_is_said(tmp_path):
-    array = np.arange(27000, dtype=np.int16).reshape(30, 30, 30)
-    line = {"id": "scan-00", "shape": [30, 30, 30], **write_volume(tmp_path, "scan-00", array)}
-    assert broken(tmp_path, line) == ""
-    assert "must be [30, 30, 31]" in broken(tmp_path, {**line, "shape": [30, 30, 31]})
-    volume_path(tmp_path, "scan-00").unlink()
-    assert "cannot be read" in broken(tmp_path, line)
+def lines_for(path, count=1):
+    known = {"source": "a", "root": "/a", "path": path, "source_bytes": 1, "source_time": 2, "series": ""}
+    return [{**known, "refused": "no image", "again": False, "asked": [None]} for _ in range(count)]
+
+
+@pytest.fixture(params=["folder", "file", "memory"])
+def files(request, tmp_path):
+    if request.param == "folder":
+        return files_of(tmp_path / "store")
+    pytest.importorskip("zarr", reason="the extra [zarr] is not installed")
+    return files_of(f"file://{tmp_path}/store" if request.param == "file" else f"memory://{tmp_path.name}/store")
+
+
+def test_a_recipe_is_kept_and_another_refused(files):
+    keep_recipe(files, Recipe((1.0, 1.0, 2.0), format=files.format))
+    assert read_recipe(files).spacing == (1.0, 1.0, 2.0)
+    with refused("was prepared with spacing [1.0, 1.0, 2.0] (here [1.0, 1.0, 1.0])"):
+        keep_recipe(files, Recipe((1.0, 1.0, 1.0), format=files.format))
+
+
+def test_an_index_knows_what_was_appended_and_drops_what_was_replaced(files):
+    index = Index(files, 0, 1, [None])
+    index.append(lines_for("x"))
+    index.append(lines_for("y", 2))
+    index.append(lines_for("x"))
+    assert [line["path"] for line in files.lines(index.path)] == ["x", "y", "y", "x"]
+    assert index.close() == {"stored": 0, "refused": 3, "odd": 0}
+    again = Index(files, 1, 2, [None])
+    assert again.has("a", "x", (1, 2)) and not again.has("a", "x", (1, 3)) and not again.has("a", "z", (1, 2))
+    assert files.paths("index") == ["index/part-0-of-1.jsonl", "index/part-1-of-2.jsonl"]
+    assert files.open("tables/part-0-of-1_refused.csv").read().count(b"no image") == 3

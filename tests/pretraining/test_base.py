@@ -147,3 +147,17 @@ def test_bad_values_are_refused():
         MAE(VisionMamba(size="tiny"), mask_ratio=1)
     with pytest.raises(ValueError, match="target 'hog' must be one of"):
         SimMIM(VisionMamba(size="tiny"), target="hog")
+
+
+@every_method
+def test_ignored_blocks_have_no_part_in_the_loss(method):
+    network = model(method).eval()
+    x, visible = batch(GRID, samples=2, ratio=0.75)
+    ignored = torch.zeros_like(visible)
+    ignored[0, 0, :, 0] = True
+    scored = ~expand_visible(visible | ignored, 16).expand_as(x)
+    out = network(x, visible, ignored)
+    error = out.reconstruction - x if "simmim" in method else (out.reconstruction - patch_norm(x)).square()
+    torch.testing.assert_close(out.loss, error[scored].abs().mean())
+    assert not torch.equal(out.loss, network(x, visible).loss) and torch.equal(out.visible, visible)
+    assert network(x, visible, torch.ones_like(visible)).loss == 0

@@ -1,9 +1,9 @@
 """A prepared store: thousands of volumes, resampled and compressed in blocks, from which crops are read one by one.
 
-`python -m mambamim_nets.prepare` writes it. It is a folder:
+`python -m mambamim_nets.prepare` writes it. It is a folder, or lies at a URL (see `store_files`):
 
     store.json             the recipe: what was done to every volume
-    volumes/<2>/<id>.b2nd  one volume, blosc2 with zstd, in chunks of 96^3 and blocks of 32^3 voxels
+    volumes/<2>/<id>...    one volume, in blocks, as blosc2 or Zarr
     index/<part>.jsonl     a line for each volume, or for what was refused, written by one part of the work
     tables/                what was refused, and what was found, for people
 
@@ -21,32 +21,25 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from mambamim_nets.bundle.data.store_files import BloscFiles, StoreFiles, ZarrFiles, files_of, masks_of
 from mambamim_nets.bundle.data.store_filter import Filter
-from mambamim_nets.bundle.files import read_json, some
+from mambamim_nets.bundle.files import some
 
-__all__ = [
-    "BLOCK",
-    "CHUNK",
-    "QUANTILES",
-    "Recipe",
-    "Store",
-    "StoredVolume",
-    "index_lines",
-    "read_recipe",
-    "volume_path",
-]
+__all__ = ["BODY", "FACE", "MASKS", "QUANTILES", "Recipe", "Store", "StoredVolume", "read_recipe"]
 
 logger = logging.getLogger("mambamim_nets")
 
-FORMAT = 1  # one more when an older reader would read a store wrongly
-CHUNK, BLOCK = 96, 32
+FORMATS = {files.format: files for files in (BloscFiles, ZarrFiles)}  # a new number where an older reader would err
+FACE, BODY = 1, 2  # bits of the masks of a volume
+MASKS = {"face_mask": FACE, "body_mask": BODY}
+"""Columns of a table of sources that name masks: where a face was removed, and where the body is."""
+
 QUANTILES = (0.0, 0.5, 1.0, 2.0, 5.0, 25.0, 50.0, 75.0, 95.0, 98.0, 99.0, 99.5, 100.0)
 """Percentiles of each whole volume that its line of the index holds, for scaling crops of it."""
 
@@ -59,10 +52,12 @@ _ROW = np.dtype(
         ("source", "i4"),
         ("modality", "i4"),
         ("shape", "i4", (3,)),
+        ("bytes", "i8"),
         ("scale", "f8"),
         ("quantiles", "f8", (len(QUANTILES),)),
         ("mean", "f8"),
         ("std", "f8"),
+        ("masks", "u1"),  # bits
         ("wanted", "?", (2,)),  # by the filter: if it is no duplicate, if it is one
     ]
 )
@@ -77,14 +72,14 @@ class Recipe:
         intensity: "ct", "mr" or "ct_or_mr": what the volumes are; the last asks each volume.
         air: HU up to which a voxel of CT is no foreground.
         interpolation: of the resampling.
-        format: of the store.
+        format: of the store: 1 of blosc2, 2 of Zarr.
     """
 
     spacing: tuple[float, ...]
     intensity: Literal["ct", "mr", "ct_or_mr"] = "ct_or_mr"
     air: float = -500.0
     interpolation: str = "bilinear"
-    format: int = FORMAT
+    format: int = BloscFiles.format
 
     def content(self) -> dict[str, Any]:
         """Return the recipe in plain values, with a hash of them."""
@@ -97,65 +92,91 @@ class StoredVolume(NamedTuple):
 
     Attributes:
         id: its name in the store.
-        path: of its file.
+        files: of the store.
         shape: in voxels.
         scale: what a stored value is multiplied by; 1 in CT.
         modality: "CT", or what else it is.
         quantiles: percentile -> value, of the whole volume.
         mean: of the voxels that are not 0.
         std: their standard deviation.
+        masks: bits of those that are there, `FACE` and `BODY`.
     """
 
     id: str
-    path: Path
+    files: StoreFiles
     shape: tuple[int, int, int]
     scale: float
     modality: str
     quantiles: dict[float, float]
     mean: float
     std: float
+    masks: int = 0
 
-    def read(self, start: Sequence[int], size: Sequence[int]) -> np.ndarray:
+    @property
+    def has_body(self) -> bool:
+        """Whether it is known where the body is."""
+        return bool(self.masks & BODY)
+
+    def read(self, start: Sequence[int], size: Sequence[int], whole: bool = False) -> np.ndarray:
         """Read a box of voxels, (D, H, W) float32 in HU or the units of the source.
 
         Args:
             start: its first voxel.
             size: its sides, at most as far as the volume goes.
+            whole: see `StoreFiles.read`.
 
         Raises:
-            OSError, RuntimeError, ValueError: the file is missing or broken, or not that of the index.
+            OSError: the volume is missing or broken, or not that of the index.
         """
-        import blosc2  # takes a second to import, which runs without a store need not wait
+        stored = self.files.read(self.id, self.shape, _box(start, size), whole)
+        return stored.astype(np.float32) * np.float32(self.scale)
 
-        blosc2.set_nthreads(1)  # a loader has as many processes as it wants
-        stored = blosc2.open(str(self.path), mode="r")
-        if tuple(stored.shape) != self.shape:
-            raise ValueError(f"{self.path}: shape {tuple(stored.shape)} must be {self.shape}, as in the index")
-        box = tuple(slice(first, first + side) for first, side in zip(start, size, strict=True))
-        return stored[box].astype(np.float32) * np.float32(self.scale)
+    def read_mask(self, mask: int, start: Sequence[int], size: Sequence[int], whole: bool = False) -> np.ndarray:
+        """Read a box of a mask, (D, H, W) uint8 of 0 and 1; of one that the volume has not, 0.
+
+        Args:
+            mask: `FACE` or `BODY`.
+            start: as in `read`.
+            size: as in `read`.
+            whole: as in `read`.
+
+        Raises:
+            OSError: as in `read`.
+        """
+        if not self.masks & mask:
+            return np.zeros(size, np.uint8)
+        stored = self.files.read(masks_of(self.id), self.shape, _box(start, size), whole)
+        return ((stored & mask) > 0).astype(np.uint8)
 
 
-def volume_path(folder: str | os.PathLike[str], name: str) -> Path:
-    """Return the file of a volume; its folder is the end of the name, a hash, so that none holds too many files."""
-    return Path(folder, "volumes", name[-2:], f"{name}.b2nd")
+def _box(start: Sequence[int], size: Sequence[int]) -> tuple[slice, ...]:
+    return tuple(slice(first, first + side) for first, side in zip(start, size, strict=True))
 
 
-def read_recipe(folder: str | os.PathLike[str]) -> Recipe:
+def read_recipe(files: StoreFiles) -> Recipe:
     """Read the recipe of a store.
 
     Raises:
-        FileNotFoundError: the folder holds no store.
+        FileNotFoundError: there is no store.
+        OSError: it cannot be reached.
         ValueError: the recipe is damaged, or of a later version.
     """
-    path = Path(folder, "store.json")
-    if not path.is_file():
+    path = f"{files}/store.json"
+    try:
+        with files.open("store.json") as file:
+            held = json.load(file)
+    except (FileNotFoundError, NotADirectoryError):
         raise FileNotFoundError(
-            f"store {folder} has no store.json: it must be a folder that python -m mambamim_nets.prepare wrote"
-        )
-    held = read_json(path)
+            f"store {files} has no store.json: it must be one that python -m mambamim_nets.prepare wrote"
+        ) from None
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
     values = held.get("recipe", {}) if isinstance(held, Mapping) else {}
-    if values.get("format", FORMAT) != FORMAT:
-        raise ValueError(f"{path} is of format {values['format']}, and this version reads {FORMAT}: prepare it again")
+    if (number := values.get("format", files.format)) != files.format:
+        if number not in FORMATS:
+            raise ValueError(f"{path} is of format {number}, and this version reads {list(FORMATS)}: prepare it again")
+        kind = "at a URL, such as file:///data/store" if number == ZarrFiles.format else "by the path of its folder"
+        raise ValueError(f"{path} is of format {number}, {FORMATS[number].NAME}: a store of it is named {kind}")
     try:
         recipe = Recipe(**{**values, "spacing": tuple(values["spacing"])})
     except (KeyError, TypeError) as error:
@@ -167,36 +188,18 @@ def read_recipe(folder: str | os.PathLike[str]) -> Recipe:
     return recipe
 
 
-def index_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the lines of an index; one that a kill cut short, which can only be the last, is left out.
-
-    Raises:
-        ValueError: a line is no JSON.
-    """
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if not line.endswith(b"\n"):
-                logger.warning("%s: line %d was cut short, and its volume is left out", path, number)
-                return
-            try:
-                yield json.loads(line)
-            except ValueError:
-                raise ValueError(
-                    f"{path}: line {number} is damaged: delete the line, and run the command that wrote it again"
-                ) from None
-
-
 class Store(Sequence[dict[str, str]]):
     """The volumes of a prepared store, in the order of their ids; what it holds of each is a few hundred bytes.
 
     Args:
-        folder: see `mambamim_nets.prepare`.
+        folder: path or URL, see `mambamim_nets.prepare`.
         filter: which volumes to take, such as "modality == 'CT' and not duplicate"; see `Filter`. None: all.
         held_out: share of the subjects that is held out, from 0 to below 1, by a hash of the subject: the same
             whatever else is in the store. Volumes of equal voxels count as one subject.
         part: "training", all that is not held out, or "held_out".
 
     Attributes:
+        files: of the store.
         recipe: what was done to the volumes.
         sources: names of the sources.
 
@@ -214,14 +217,14 @@ class Store(Sequence[dict[str, str]]):
     ) -> None:
         if folder is None:
             raise ValueError(
-                "option --store is missing: give the folder that python -m mambamim_nets.prepare --store wrote"
+                "option --store is missing: give the folder or URL that python -m mambamim_nets.prepare --store wrote"
             )
-        self.folder = Path(folder)
-        self.recipe = read_recipe(folder)
-        files = sorted(self.folder.glob("index/*.jsonl"))
+        self.files = files_of(folder)
+        self.recipe = read_recipe(self.files)
+        indices = self.files.indices()
         self.sources: list[str] = []
         self._modalities: list[str] = []
-        self._rows = rows = self._read(files, None if filter is None else Filter(filter))
+        self._rows = rows = self._read(indices, None if filter is None else Filter(filter))
         if not len(rows):
             raise ValueError(f"store {folder} holds no volume: see its tables/ for what was refused")
         order = np.argsort(rows["id"], kind="stable")
@@ -268,24 +271,35 @@ class Store(Sequence[dict[str, str]]):
         name = row["id"].decode()
         return StoredVolume(
             name,
-            volume_path(self.folder, name),
+            self.files,
             tuple(int(side) for side in row["shape"]),  # type: ignore[arg-type]
             float(row["scale"]),
             self._modalities[row["modality"]],
             dict(zip(QUANTILES, row["quantiles"].tolist(), strict=True)),
             float(row["mean"]),
             float(row["std"]),
+            int(row["masks"]),
         )
 
-    def _read(self, files: Sequence[Path], chosen: Filter | None) -> np.ndarray:
+    @property
+    def has_faces(self) -> bool:
+        """Whether it is known of any volume where a face was removed."""
+        return bool((self._rows["masks"][self._places] & FACE).any())
+
+    @property
+    def file_bytes(self) -> int:
+        """Bytes of all volumes, as the index has them."""
+        return int(self._rows["bytes"][self._places].sum())
+
+    def _read(self, indices: Sequence[str], chosen: Filter | None) -> np.ndarray:
         """Read the lines of all volumes; of two for one id, that which describes the file."""
         asked = set[str]() if chosen is None else chosen.names - {"duplicate"}
-        rows = np.zeros(sum(_lines(path) for path in files), _ROW)
+        rows = np.zeros(sum(self._lines(path) for path in indices), _ROW)
         places: dict[bytes, int] = {}
         sources: dict[str, int] = {}
         modalities: dict[str, int] = {}
-        for path in files:
-            for line in index_lines(path):
+        for path in indices:
+            for line in self.files.lines(path):
                 if "refused" in line:
                     continue
                 known = len(places)
@@ -295,7 +309,7 @@ class Store(Sequence[dict[str, str]]):
                     facts = Filter.facts(line)
                     asked -= facts.keys()
                     wanted = chosen({**facts, "duplicate": False}), chosen({**facts, "duplicate": True})
-                if place == known or rows["sha256"][place] == _content(line) or self._holds(line):
+                if place == known or rows["sha256"][place] == _content(line) or self.files.holds(line["id"], line):
                     rows[place] = (
                         line["id"].encode(),
                         bytes.fromhex(line["digest"]),
@@ -303,31 +317,23 @@ class Store(Sequence[dict[str, str]]):
                         int.from_bytes(hashlib.sha256(line["subject"].encode()).digest()[:8], "big"),
                         sources.setdefault(line["source"], len(sources)),
                         modalities.setdefault(line["modality"], len(modalities)),
-                        *(line[key] for key in ("shape", "scale", "quantiles", "mean", "std")),
+                        *(line[key] for key in ("shape", "file_bytes", "scale", "quantiles", "mean", "std")),
+                        sum(MASKS[name] for name in line.get("masks", {}).get("names", ())),
                         wanted,
                     )
         if chosen is not None and asked and places:
             raise ValueError(
-                f"filter {chosen.expression!r} names {some(sorted(asked))}, which no volume of {self.folder} has; known"
+                f"filter {chosen.expression!r} names {some(sorted(asked))}, which no volume of {self.files} has; known"
                 f" are {', '.join(sorted({*facts, 'duplicate'}))}"
             )
         self.sources, self._modalities = list(sources), list(modalities)
         return rows[: len(places)]
 
-    def _holds(self, line: Mapping[str, Any]) -> bool:
-        """Return whether the file of a volume is the one that a line of the index describes."""
-        try:
-            content = volume_path(self.folder, line["id"]).read_bytes()
-        except OSError:
-            return False
-        return hashlib.sha256(content).hexdigest() == line["sha256"]
+    def _lines(self, path: str) -> int:
+        with self.files.open(path) as file:
+            return sum(1 for _ in file)
 
 
 def _content(line: Mapping[str, Any]) -> np.void:
     """Return what tells the files of two lines for one volume apart."""
     return np.void(bytes.fromhex(line["sha256"][:32]))
-
-
-def _lines(path: Path) -> int:
-    with path.open("rb") as file:
-        return sum(1 for _ in file)

@@ -37,7 +37,7 @@ MACHINE |= {"accumulate", "iteration_update", "estimate", "estimation"}
 MACHINE |= {"memory", "sw_batch_size", "bundle_root", "output_dir", "log_dir", "resume", "resume_with_changes"}
 # When something is looked at, and when a run gives up: an epoch learns the same.
 INTERVALS = {"val_interval", "picture_interval", "interval", "early_stopping"}
-INTERVALS |= {"checkpoint_iterations", "checkpoints_kept"}
+INTERVALS |= {"checkpoint_iterations", "checkpoints_kept", "mlflow_uri"}
 INTERVALS |= {"probe", "probing", "probe_dir", "probe_labels", "probe_interval", "probe_crops"}
 FREE = MACHINE | INTERVALS
 # Compared elsewhere: the cases and the batch by ``effective``, networks by network_def and their weights; a record

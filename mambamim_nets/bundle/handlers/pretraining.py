@@ -27,7 +27,7 @@ def mim_batch(
     """Give the image as its own target: the ``prepare_batch`` of pre-training.
 
     Where ``distortions`` left a distorted copy, the network gets that, and the image as its second argument; where
-    ``DrawVisibled`` drew the mask, that is its second argument.
+    ``DrawVisibled`` drew the mask, that is its second argument, and blocks that have no part in the loss its third.
     """
 
     def ready(key: str) -> Tensor:
@@ -36,7 +36,7 @@ def mim_batch(
 
     image = ready("image")
     if "visible" in batch:
-        return image, image, (ready("visible"),), {}
+        return image, image, tuple(ready(key) for key in ("visible", "ignored") if key in batch), {}
     return (ready("distorted"), image, (image,), {}) if "distorted" in batch else (image, image, (), {})
 
 

@@ -18,7 +18,7 @@ from monai.engines import Evaluator, Trainer
 from torch import nn
 
 from mambamim_nets.bundle.config import announce
-from mambamim_nets.bundle.data.store import Store, volume_path
+from mambamim_nets.bundle.data.store import Store
 from mambamim_nets.bundle.files import write_text
 from mambamim_nets.bundle.runtime import peak_memory, process_rank
 
@@ -27,7 +27,6 @@ __all__ = ["RunEstimate"]
 logger = logging.getLogger("mambamim_nets")
 FILE = "estimate.json"
 GIB, MIB = 2**30, 2**20
-MOST_FILES = 1000  # of a store, whose sizes are looked up; that of more follows from their mean
 MOST_PROCESSES = 64
 ASSUMPTIONS = (
     "a step takes the median of the measured ones, and all epochs have the same length",
@@ -146,7 +145,7 @@ class RunEstimate:
             "threads": torch.get_num_threads(),
             "memory of a process": _largest(peak_memory() or 0, device),
             "memory of the device": _largest(torch.cuda.max_memory_allocated(device) if cuda else 0, device) or None,
-            "store": {"volumes": len(self.store), "bytes": _size_of(self.store)},
+            "store": {"volumes": len(self.store), "bytes": self.store.file_bytes},
             "bytes of a checkpoint": _bytes_of(self.network.state_dict()) + _bytes_of(self.optimizer.state_dict()),
             "bytes of gradients": sum(p.numel() * p.element_size() for p in self.network.parameters()),
             "assumptions": list(ASSUMPTIONS),
@@ -188,10 +187,3 @@ def _bytes_of(state: Any) -> int:
         return state.numel() * state.element_size()
     parts = state.values() if isinstance(state, dict) else state if isinstance(state, list | tuple) else ()
     return sum(map(_bytes_of, parts))
-
-
-def _size_of(store: Store) -> int:
-    """Return the bytes of the volumes of a store; of many, from the mean of some that are spread over it."""
-    places = range(0, len(store), math.ceil(len(store) / MOST_FILES))
-    sizes = [volume_path(store.folder, store[place]["case"]).stat().st_size for place in places]
-    return round(statistics.fmean(sizes) * len(store))

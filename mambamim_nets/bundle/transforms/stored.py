@@ -12,9 +12,10 @@ from monai.transforms import (
     ScaleIntensityRanged,
     ScaleIntensityRangePercentilesd,
 )
+from torch.nn.functional import max_pool3d
 
 from mambamim_nets.bundle.transforms.normalisation import ScaleCTOrMRd
-from mambamim_nets.masking import random_visible, token_grid
+from mambamim_nets.masking import STRIDE, random_visible, token_grid
 
 __all__ = ["DrawVisibled", "ScaleStoredd"]
 
@@ -72,6 +73,9 @@ def _by_percentiles(scaler: Any, volume: Any) -> ScaleIntensityRange:
 class DrawVisibled(MapTransform):
     """Draw which blocks of 16^3 voxels of a crop stay visible, by the seed under "mask_seed".
 
+    Blocks in which a voxel of "face" is set, where a face was removed, are kept only where there are too few others,
+    and have no part in the loss.
+
     Args:
         keys: of the crop, whose sides must be multiples of 16.
         mask_ratio: share of hidden blocks.
@@ -82,9 +86,13 @@ class DrawVisibled(MapTransform):
         self.mask_ratio = mask_ratio
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Add "visible", (1, d, h, w) bool, to the dictionary."""
+        """Add "visible", and of a crop with "face" "ignored", both (1, d, h, w) bool, to the dictionary."""
         out = dict(data)
         generator = torch.Generator().manual_seed(int(out["mask_seed"]))
         grid = token_grid(out[self.keys[0]].shape[1:], "roi_size")
-        out["visible"] = random_visible(1, grid, self.mask_ratio, generator)[0]
+        ignored = None
+        if "face" in out:
+            ignored = max_pool3d(torch.as_tensor(out.pop("face")).float(), STRIDE) > 0
+            out["ignored"] = ignored
+        out["visible"] = random_visible(1, grid, self.mask_ratio, generator, avoid=ignored)[0]
         return out

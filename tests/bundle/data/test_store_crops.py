@@ -2,18 +2,22 @@
 
 import logging
 import shutil
+from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
 from helpers import refused
 from monai.transforms import Compose, RandFlipd, RandGaussianNoised, SpatialPadd
-from store_files import store_of, write_sources
+from store_files import store_of, write_scan, write_sources
 from torch.utils.data import DataLoader
 
-from mambamim_nets.bundle.data.store import Store
+from mambamim_nets.bundle.data.store import BODY, FACE, Store, StoredVolume
 from mambamim_nets.bundle.data.store_crops import StoreCrops, StoreSampler
+from mambamim_nets.bundle.data.store_files import BloscFiles
 from mambamim_nets.bundle.transforms.stored import DrawVisibled
+from mambamim_nets.prepare.__main__ import prepare
 
 ROI = (16, 48, 16)  # the second side is longer than the volumes
 
@@ -138,10 +142,122 @@ def test_sources_are_drawn_by_their_weights_whatever_their_sizes(folder):
             crops(folder, weights=weights)
 
 
+def test_several_crops_of_a_volume_are_its_own_and_follow_from_their_number(folder):
+    dataset = crops(folder, crops_per_volume=3)
+    drawn = [dataset.draw(number) for number in range(60)]
+    volumes = [sample.volume for sample in drawn]
+    assert all(len(set(volumes[first : first + 3])) == 1 for first in range(0, 60, 3)) and len(set(volumes)) == 7
+    assert len({sample.place for sample in drawn}) == len({sample.mask for sample in drawn}) == 60
+    assert len({sample.augmentation for sample in drawn}) == 60
+    single = [crops(folder).draw(number) for number in range(60)]
+    assert [sample[1:] for sample in drawn] == [sample[1:] for sample in single]
+    alone = bytes_of(batches(folder, 1, crops_per_volume=4))
+    for processes, workers in ((2, 0), (8, 0), (1, 2)):
+        assert bytes_of(batches(folder, processes, workers=workers, crops_per_volume=4)) == alone
+    assert bytes_of(batches(folder, 4, epochs=(2,), crops_per_volume=4)) == alone[3:], "also after a stop"
+
+
+def test_the_file_of_several_crops_is_read_once_and_as_a_whole(folder, monkeypatch):
+    read = []
+    content = BloscFiles.content
+    monkeypatch.setattr(BloscFiles, "content", lambda self, name: read.append(name) or content(self, name))
+    several = StoreCrops(Store(folder), ROI, seed=3, crops_per_volume=4)
+    found = [several[number]["image"] for number in range(8)]
+    assert read == [several.data.volume(several.draw(number).volume).id for number in (0, 4)]
+    read.clear()
+    one = StoreCrops(Store(folder), ROI, seed=3)
+    for number, image in enumerate(found):
+        volume, sample = one.data.volume(several.draw(number).volume), several.draw(number)
+        start = [int(p * (s - min(s, r) + 1)) for p, s, r in zip(sample.place, volume.shape, ROI, strict=True)]
+        np.testing.assert_array_equal(
+            image[0], volume.read(start, [min(s, r) for s, r in zip(volume.shape, ROI, strict=True)])
+        )
+    assert read == []
+
+
+@pytest.fixture(scope="module")
+def masked(tmp_path_factory):
+    """A store of two CT and an MR, one with a mask of the face and one with a mask of the body."""
+    root = tmp_path_factory.mktemp("masked")
+    rows = ["image,face_mask,body_mask"]
+    for number, kind in enumerate(("ct", "ct", "mr")):
+        path = write_scan(root / "scans" / f"{kind}_{number}.nii.gz", number, kind=kind)
+        image = nib.load(path)
+        part = np.zeros(image.shape, np.uint8)
+        part[: image.shape[0] // 2] = 1
+        nib.save(nib.Nifti1Image(part, image.affine), root / f"mask_{number}.nii.gz")
+        named = {0: f"mask_{number}.nii.gz,", 1: f",mask_{number}.nii.gz", 2: ","}[number]
+        rows.append(f"scans/{path.name},{named}")
+    (root / "scans.csv").write_text("\n".join(rows) + "\n")
+    store_of(root / "store", root / "scans.csv")
+    return root / "store"
+
+
+def test_masks_lie_beside_their_volume_on_its_grid(masked):
+    store = Store(masked)
+    volumes = {volume.id.split("-")[0]: volume for volume in map(store.volume, range(3))}
+    assert [volumes[name].masks for name in ("ct_0", "ct_1", "mr_2")] == [FACE, BODY, 0] and store.has_faces
+    # the first axis of the files points to the left and that of the store to the right, so the first half is the second
+    for name, bit in (("ct_0", FACE), ("ct_1", BODY)):
+        volume = volumes[name]
+        mask = volume.read_mask(bit, (0, 0, 0), volume.shape)
+        middle = volume.shape[0] // 2
+        assert mask[: middle - 1].max() == 0 and mask[middle + 1 :].min() == 1
+    assert volumes["mr_2"].read_mask(FACE, (0, 0, 0), (4, 5, 6)).sum() == 0
+    assert prepare(str(masked), verify=True) == f"3 volumes of {masked} are as they were written"
+
+
+def test_no_block_of_a_removed_face_is_scored_and_it_moves_with_the_image(masked):
+    mark = 999.0  # what the image is where the face is, so that they are seen to move together
+
+    def marked(item):
+        return {**item, "image": torch.where(item["face"] > 0, torch.full_like(item["image"], mark), item["image"])}
+
+    flips = [RandFlipd(["image", "face"], prob=0.5, spatial_axis=axis) for axis in range(3)]
+    pad = SpatialPadd(["image", "face"], (32, 48, 32))
+    dataset = StoreCrops(Store(masked), (32, 48, 32), 0, Compose([marked, pad, *flips, DrawVisibled("image", 0.5)]))
+    faces = 0
+    for number in range(20):
+        item = dataset[number]
+        assert set(item) == {"image", "visible", "ignored"} and item["visible"].sum() == 6
+        blocks = torch.nn.functional.max_pool3d((item["image"] == mark).float(), 16) > 0
+        assert torch.equal(blocks, item["ignored"])
+        faces += int(blocks.any())
+        assert (item["visible"] & blocks).sum() == max(0, 6 - int((~blocks).sum())), "kept where there are no others"
+    assert 0 < faces < 20
+
+
+def test_an_augmentation_that_leaves_the_mask_behind_is_refused(masked, reliability):
+    with refused("RandFlipd of the augmentation moves 'image' alone") as end:
+        StoreCrops(Store(masked), ROI, 0, transform())
+    reliability("Stores", "an augmentation that moves the image and not the mask of its face", end.value)
+    StoreCrops(Store(masked, filter="path != 'scans/ct_0.nii.gz'"), ROI, 0, transform())
+
+
+def test_crops_whose_centre_is_air_are_drawn_less_often(masked, monkeypatch):
+    store = Store(masked, filter="path == 'scans/ct_1.nii.gz'")
+    dataset, starts = StoreCrops(store, (8, 8, 8), seed=0), []
+    read = StoredVolume.read
+    monkeypatch.setattr(
+        StoredVolume, "read", lambda self, start, *more: starts.append(start) or read(self, start, *more)
+    )
+    for number in range(100):
+        dataset[number]
+    volume = store.volume(0)
+    inside = [volume.read_mask(BODY, [first + 4 for first in start], (1, 1, 1)).item() for start in starts]
+    assert 85 <= sum(inside) < 100, "half of all places lie in the body, and four are tried"
+    again = list(starts)
+    starts.clear()
+    for number in reversed(range(100)):
+        dataset[number]
+    assert starts[::-1] == again
+
+
 def test_a_volume_that_cannot_be_read_is_replaced_by_the_next_draw_and_named(tmp_path, folder, alone, caplog):
     copy = shutil.copytree(folder, tmp_path / "store")
     victim = Store(copy).volume(2)
-    victim.path.write_bytes(victim.path.read_bytes()[:-100])
+    path = Path(victim.files.path(victim.id))
+    path.write_bytes(path.read_bytes()[:-100])
     with caplog.at_level(logging.WARNING, "mambamim_nets"):
         found = bytes_of(batches(copy, 1))
     lines = [record.getMessage() for record in caplog.records]

@@ -10,7 +10,7 @@ from store_files import store_of, write_sources
 from torch import nn
 
 from mambamim_nets.bundle.data.store import Store
-from mambamim_nets.bundle.handlers.run_estimate import MOST_FILES, RunEstimate
+from mambamim_nets.bundle.handlers.run_estimate import RunEstimate
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def test_the_whole_run_follows_from_the_measured_steps(store, tmp_path):
     assert 0 < found["of it waiting for data"] < step
     assert found["hours"] == pytest.approx((70 * step + 4 * found["seconds of a validation"]) / 3600)
     assert found["hours by processes"] == {str(n): pytest.approx(found["hours"] / n) for n in (1, 2, 4)}
-    volumes = [path.stat().st_size for path in store.folder.glob("volumes/*/*.b2nd")]
+    volumes = [path.stat().st_size for path in store.files.folder.glob("volumes/*/*.b2nd")]
     assert found["store"] == {"volumes": 2, "bytes": sum(volumes)}
     assert found["bytes of gradients"] == 16, "three weights and a bias of four bytes"
     assert found["bytes of a checkpoint"] == 3 * 16 + 2 * 4, "with two means of AdamW, and its two counts of steps"
@@ -69,9 +69,3 @@ def test_a_run_with_fewer_steps_is_measured_as_far_as_it_goes(store, tmp_path):
     assert estimated(store, tmp_path, epochs=1)[1]["seconds of a step"]["measured"] == 4
     with refused("estimate needs a run of more than 3 steps, and max_epochs 1 times epoch_iterations 3 is 3"):
         estimated(store, tmp_path, epochs=1, length=3)
-
-
-def test_the_size_of_many_volumes_follows_from_some(store, tmp_path, monkeypatch):
-    monkeypatch.setattr(f"{RunEstimate.__module__}.MOST_FILES", 1)
-    first = (store.folder / "volumes").glob(f"*/{store[0]['case']}.b2nd")
-    assert estimated(store, tmp_path)[1]["store"]["bytes"] == 2 * next(first).stat().st_size and MOST_FILES > 100
