@@ -1,6 +1,7 @@
-"""Instance normalisation of channels-last maps whose gradient is computed in whole rows of channels on the CPU.
+"""Instance normalisation of channels-last bfloat16 maps whose gradient is computed in rows of channels on the CPU.
 
-PyTorch's backward kernel takes a group of one channel one value at a time where channels lie last, bfloat16 worst. With
+PyTorch's backward kernel takes a group of one channel one value at a time where channels lie last. That is slow in
+bfloat16, and in float32 no slower than what follows. With
 x^ = (x - mean) / s, s^2 = var + eps, and means over the voxels of a sample's channel,
 
     dx = (dy - mean(dy) - x^ mean(dy x^)) / s
@@ -29,7 +30,7 @@ def instance_norm(x: Tensor, eps: float) -> Tensor:
         The shape of x, as `F.group_norm` with one channel per group and no parameters.
     """
     ours = x.device.type == "cpu" and torch.is_grad_enabled() and not torch.jit.is_tracing()
-    fitting = x.dtype in (torch.float32, torch.bfloat16) and x.is_contiguous(memory_format=torch.channels_last_3d)
+    fitting = x.dtype == torch.bfloat16 and x.is_contiguous(memory_format=torch.channels_last_3d)
     if ours and fitting:
         return _InstanceNorm.apply(x, eps)
     return F.group_norm(x, x.shape[1], eps=eps)

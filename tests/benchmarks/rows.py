@@ -28,8 +28,6 @@ def _networks(prefix: str, section: str) -> dict[str, Row]:
 
 _STEP = "pre-training step, batch {}, decoder width 768{}"
 _BASELINE, _BF16_BASELINE = "dense-masked step with the unread skip", "the same step, bf16 autocast"
-_FINE_TUNING = "training step at 96^3, HyMambaSeg tiny{}"
-_NORM = "the same with PyTorch's gradient of the decoder's instance norm"
 
 ROWS = {
     "cnn": Row(
@@ -106,8 +104,11 @@ ROWS = {
         "Selective scan", "peak memory of the same, above inputs", "parallel scan", "0.1 of it", share=True
     ),
     "window-bf16": Row("Inference", "one 96^3 window, HyMambaSeg base, bf16 autocast", "fp32 eager", "1.6 x", "2.5 x"),
-    "norm-fp32": Row("Fine-tuning", _FINE_TUNING.format(""), _NORM),
-    "norm-bf16": Row("Fine-tuning", _FINE_TUNING.format(", bf16 autocast"), f"{_NORM}, bf16 autocast"),
+    "norm-bf16": Row(
+        "Fine-tuning",
+        "training step at 96^3, HyMambaSeg tiny, bf16 autocast",
+        "the same with PyTorch's gradient of the decoder's instance norm",
+    ),
     **_networks("net", "Whole networks"),
     "gpu-step": Row(GPU, "pre-training step, base, batch 4, bf16 autocast", f"{_BASELINE}, bf16 autocast"),
     "gpu-mamba": Row(GPU, "encoder forward + backward, base, one direction", "the same with mamba_ssm.Mamba mixers"),

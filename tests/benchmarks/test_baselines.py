@@ -135,5 +135,9 @@ def test_plain_norms_give_the_same_gradients():
     torch.manual_seed(0)
     network = HyMambaSeg(in_channels=2, out_channels=3, size="tiny")
     x = batch()[0].float()
-    found, expected = (gradients(one(x).square().mean(), one) for one in (network, with_plain_norms(network)))
-    assert_same_gradients(found, expected)
+    with torch.autocast("cpu", torch.bfloat16):
+        ours, theirs = (gradients(one(x).float().square().mean(), one) for one in (network, with_plain_norms(network)))
+    assert ours.keys() == theirs.keys()
+    for name in ours:  # of bfloat16, which has eight bits
+        scale = float(theirs[name].abs().max())
+        assert_close(ours[name], theirs[name], rtol=0, atol=0.05 * scale, msg=lambda m, n=name: f"{n}: {m}")
