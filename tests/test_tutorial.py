@@ -80,7 +80,7 @@ def test_it_holds_no_path_of_a_machine(notebook):
     assert found == []
 
 
-@pytest.mark.parametrize("text", ["/home/me/data", "source '/work/a/b'", "['/tmp/x/y']", r"C:\data", "output=~/x"])
+@pytest.mark.parametrize("text", ["/home/me/data", "source '/mnt/a/b'", "['/tmp/x/y']", r"C:\data", "output=~/x"])
 def test_a_path_of_a_machine_is_found(text):
     assert ABSOLUTE.search(text)
 
