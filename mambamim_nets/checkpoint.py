@@ -27,6 +27,7 @@ __all__ = [
     "encoder_state",
     "half_precision",
     "load_encoder",
+    "load_other_labels",
     "load_weights",
     "non_finite",
     "read_record",
@@ -40,6 +41,7 @@ _RECORD = "mambamim_nets"  # its key in _metadata, which is otherwise by module
 _OPTIONS = ("size", "scan", "seq_head", "stem_scan", "mlp_width")  # settings of networks that have options of their own
 _TASK = ("task", "channels", "classes", "labels", "points", "regions", "in_channels", "out_channels")
 _SMALL = 8192  # values; holds norms, biases, A_log and D, and the first convolutions
+_BACKGROUND = "background"
 _DEFAULT_ARCHITECTURE = "hymamba"  # has no file in configs/networks
 
 
@@ -346,3 +348,49 @@ def load_encoder(network: nn.Module, path: str | PathLike, adapt_input: bool = F
     prefix = _encoder_prefix(whole)
     others = {key: value.numel() for key, value in whole.items() if not key.startswith(prefix)}
     return LoadReport(str(path), len(state), adapted, held, others)
+
+
+def load_other_labels(network: nn.Module, path: str | PathLike, record: Mapping[str, Any]) -> LoadReport:
+    """Load all weights of a network that was trained for other labels, strictly but for its last layer.
+
+    Of the last layer, whose outputs are background and labels, or regions, those are taken which have the same name in
+    both; others keep the values that they have.
+
+    Args:
+        network: as built for the labels of this run.
+        path: .pt file of a whole network of the same kind, with a record.
+        record: of this run's weights, see `stamped`.
+
+    Raises:
+        FileNotFoundError, ValueError: see `read_state`; also if the file does not say what its outputs are, or none of
+            them has a name of this run, and on any missing, unexpected or differently shaped tensor of other layers.
+    """
+    state, held = _read(path)
+    here, there = _outputs(record), _outputs(held)
+    shared = [name for name in here if name in there]
+    if not set(shared) - {_BACKGROUND}:
+        known = f"its outputs are {', '.join(there)}" if there else "it does not say what its outputs are"
+        raise ValueError(
+            f"weights {path} have no label of this run ({', '.join(here)}): {known}; take their encoder alone, with"
+            " --pretrained_part encoder"
+        )
+    own = network.state_dict()
+    last = next(reversed(own)).rpartition(".")[0]
+    fitted = dict(state)
+    for key in (key for key in own if key.startswith(f"{last}.") and key in state):
+        rows = own[key].clone()
+        if len(state[key]) == len(there) and state[key].shape[1:] == rows.shape[1:]:
+            rows[[here.index(name) for name in shared]] = state[key][[there.index(name) for name in shared]]
+            fitted[key] = rows
+    _check(network, fitted, path)
+    network.load_state_dict(fitted, strict=True)
+    new = [name for name in here if name not in there]
+    adapted = f"of the last layer {', '.join(shared)}" + (f"; {', '.join(new)} at random" if new else "")
+    return LoadReport(str(path), len(fitted), adapted, held)
+
+
+def _outputs(record: Mapping[str, Any]) -> list[str]:
+    """Return what each output of a segmentation network stands for, [] if a record does not say it."""
+    if record.get("regions"):
+        return list(record["regions"])
+    return [_BACKGROUND, *record["labels"]] if record.get("labels") else []

@@ -228,6 +228,7 @@ OPTIONS: dict[str, Option] = {
     "train_cases": whole("training cases to keep, 0 keeps all", 0, 10, null=True),
     "val_share": number("share of subjects for validation", "above 0 and below 1", 0.2, above=0.0, below=1.0),
     "hold_out_fold": whole("fold whose images pre-training must not see", 0, 0, null=True),
+    "pretrained_part": choice("which part of pretrained weights is taken", "encoder", "network"),
     "adapt_input": switch("whether the first layer is adapted to other channels"),
     "resume": Option("whether a run in the same folder goes on", "auto, true or false", to_resume),
     "resume_with_changes": switch("whether a run goes on with other settings than its checkpoint has"),

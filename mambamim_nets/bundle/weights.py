@@ -20,7 +20,7 @@ from mambamim_nets.bundle.config import bundle_root
 from mambamim_nets.bundle.files import write_text
 from mambamim_nets.bundle.runtime import checkpoint_activations, process_rank
 from mambamim_nets.bundle.transforms.normalisation import scaling_of
-from mambamim_nets.checkpoint import LoadReport, load_encoder, load_weights, read_record
+from mambamim_nets.checkpoint import LoadReport, load_encoder, load_other_labels, load_weights, read_record
 from mambamim_nets.records import network_record
 
 __all__ = [
@@ -93,10 +93,12 @@ def start_network(
     roi_size: Sequence[int] | None = None,
     activation_checkpointing: bool = False,
     output_dir: str | None = None,
+    pretrained_part: str = "encoder",
 ) -> nn.Module:
     """Return a network ready for training; the log says how it starts.
 
     From scratch, or from ``pretrained``: its encoder, or where a network has no part of that name all its weights.
+    Or, with ``pretrained_part`` "network", all of a network for other labels, see ``load_other_labels``.
     Where these were trained at another spacing, intensity or crop, a warning says so. ``starting_weights.json`` in
     ``output_dir`` has it all, see ``starting_weights``.
 
@@ -108,17 +110,21 @@ def start_network(
         roi_size: the run's crops, in voxels.
         activation_checkpointing: see ``checkpoint_activations``.
         output_dir: of the run; None: no file is written.
+        pretrained_part: "encoder" or "network".
     """
     if not pretrained:
         logger.info("starting weights: none, training from scratch")
         return checkpoint_activations(network, activation_checkpointing)
-    if hasattr(network, "encoder"):
+    if pretrained_part == "network":
+        report = load_other_labels(network, pretrained, record or {})
+        logger.info("starting weights: whole network, %s", report)
+    elif hasattr(network, "encoder"):
         report = load_encoder(network, pretrained, adapt_input)
         logger.info("starting weights: encoder, %s", report)
     else:
         report = load_weights(network, pretrained, network_record(network), _networks())
         logger.info("starting weights: %s", report)
-    parts = starting_weights(network, report, record or {}, roi_size)
+    parts = starting_weights(network, report, record or {}, roi_size, whole=pretrained_part == "network")
     for title, part in (("taken", "taken"), ("from scratch", "from_scratch"), ("of the file left out", "left_out")):
         logger.info("starting weights, %s: %s", title, _in_short(parts[part]))
     if output_dir is not None and process_rank() == 0:
@@ -129,7 +135,11 @@ def start_network(
 
 
 def starting_weights(
-    network: nn.Module, report: LoadReport, run: Mapping[str, Any], roi_size: Sequence[int] | None
+    network: nn.Module,
+    report: LoadReport,
+    run: Mapping[str, Any],
+    roi_size: Sequence[int] | None,
+    whole: bool = False,
 ) -> dict[str, Any]:
     """Return what a network took from a file and what not, by stages, which are parts such as "stages.0".
 
@@ -138,6 +148,7 @@ def starting_weights(
         report: of loading.
         run: the record of this run.
         roi_size: its crops, in voxels.
+        whole: whether more than the encoder was loaded, though the network has one.
 
     Returns:
         "file" with its "sha256" and its own "record"; "taken", "from_scratch" (of the network, not in the file) and
@@ -145,7 +156,7 @@ def starting_weights(
         "names"; "adapted", which of the taken tensors was changed and how; "learnt_at", for each of spacing, intensity
         and crop what the file says ("file", null where it says nothing) and the run ("run").
     """
-    loaded = getattr(network, "encoder", network)
+    loaded = network if whole else getattr(network, "encoder", network)
     of_loaded = {name: tensor.numel() for name, tensor in loaded.state_dict().items()}
     others = {name: tensor.numel() for name, tensor in network.state_dict().items() if not name.startswith("encoder.")}
     here = {**run, "roi_size": None if roi_size is None else list(roi_size)}

@@ -11,13 +11,13 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import nibabel as nib
 import numpy as np
-from scipy.ndimage import distance_transform_edt, gaussian_filter1d
+from scipy.ndimage import distance_transform_edt, gaussian_filter1d, map_coordinates
 from scipy.spatial import Delaunay, QhullError
 
 from mambamim_nets.phantom.kinds import KINDS
@@ -71,12 +71,14 @@ class Anatomy(NamedTuple):
         names: id to name; id 0 is named "air".
         spacing: edge of the voxels in mm.
         vocabulary: what the map can name; None: everything that a task may ask for.
+        scan: HU, int16 (D, H, W), of the patient whose map it is; None: there is none.
     """
 
     ids: np.ndarray
     names: dict[int, str]
     spacing: float
     vocabulary: frozenset[str] | None = None
+    scan: np.ndarray | None = None
 
     def where(self, name: str) -> np.ndarray:
         """Return the mask (D, H, W) of a structure."""
@@ -108,16 +110,22 @@ def file_names(folder: Path) -> dict[int, str]:
     raise ValueError(f"{folder} must have label_names in a manifest.json, or a colour table *.ctbl, to name its labels")
 
 
-def read_anatomy(path: str | os.PathLike[str], names: Mapping[int, str] | None, spacing: float) -> Anatomy:
+def read_anatomy(
+    path: str | os.PathLike[str],
+    names: Mapping[int, str] | None,
+    spacing: float,
+    scan: str | os.PathLike[str] | None = None,
+) -> Anatomy:
     """Read a label map, resample it to isotropic voxels, and surround it by tissue.
 
     Args:
         path: NIfTI label map, or a folder that holds one and the names of its labels, see `file_names`.
         names: label value -> name; values that it lacks count as unlabelled. None: the names in the folder.
         spacing: edge of the voxels in mm.
+        scan: the CT that was labelled, NIfTI in HU on the grid of the map; None: there is none.
 
     Raises:
-        ValueError: if a folder does not hold exactly one label map.
+        ValueError: if a folder does not hold exactly one label map, or the scan lies on another grid.
     """
     path = Path(path)
     if path.is_dir():
@@ -134,7 +142,11 @@ def read_anatomy(path: str | os.PathLike[str], names: Mapping[int, str] | None, 
         table[value] = 1 + known.index(name)
     covered = {label for name in known for label in AMBIGUOUS.get(name, ())}
     anatomy = Anatomy(
-        table[values], {0: "air", **dict(enumerate(known, start=1))}, spacing, frozenset({*known, *covered})
+        table[values],
+        {0: "air", **dict(enumerate(known, start=1))},
+        spacing,
+        frozenset({*known, *covered}),
+        None if scan is None else _resampled_scan(Path(scan), path, values.shape),
     )
     return with_surroundings(anatomy)
 
@@ -146,6 +158,17 @@ def resampled(path: Path, spacing: float) -> np.ndarray:
     shape = [round(n * edge / spacing) for n, edge in zip(values.shape, image.header.get_zooms(), strict=False)]
     index = [((np.arange(n) + 0.5) * m / n).astype(int) for n, m in zip(shape, values.shape, strict=True)]
     return np.rint(values[np.ix_(*index)]).astype(np.int64)
+
+
+def _resampled_scan(path: Path, label_map: Path, shape: Sequence[int]) -> np.ndarray:
+    """Return the HU of a CT on the isotropic grid of its label map, int16 (D, H, W)."""
+    scan, labels = nib.load(path), nib.load(label_map)
+    if scan.shape != labels.shape or not np.allclose(scan.affine, labels.affine, atol=1e-3):
+        raise ValueError(f"{path} must lie on the grid of {label_map}, the label map of it; resample one of them first")
+    values = np.asarray(nib.as_closest_canonical(scan).dataobj, np.float32)
+    centres = [(np.arange(n) + 0.5) * m / n - 0.5 for n, m in zip(shape, values.shape, strict=True)]
+    grid = np.stack(np.meshgrid(*centres, indexing="ij"))
+    return np.rint(map_coordinates(values, grid, order=1, mode="nearest")).clip(-1024, 3071).astype(np.int16)
 
 
 def with_surroundings(anatomy: Anatomy) -> Anatomy:
@@ -172,6 +195,9 @@ def with_surroundings(anatomy: Anatomy) -> Anatomy:
                 ids[..., z][disc] = number["bone"]
     pad = round(SHELLS * SHELL / spacing)
     ids = np.pad(ids, ((pad, pad), (pad, pad), (0, 0)))
+    scan = anatomy.scan
+    if scan is not None:
+        scan = np.pad(scan, ((pad, pad), (pad, pad), (0, 0)), constant_values=-1000)
     body = _hulls(ids > 0)
     outside = distance_transform_edt(~body, sampling=spacing)
     shell = np.minimum(outside // SHELL, SHELLS).astype(int)
@@ -181,7 +207,7 @@ def with_surroundings(anatomy: Anatomy) -> Anatomy:
         parietal = np.isin(ids, [number[name] for name in PARIETAL if name in number])
         inner = _hulls((ids > 0) & ~parietal)
         between[body] = np.where(inner, number["visceral fat"], number["flank"])[body]
-    return anatomy._replace(ids=np.where(ids > 0, ids, between).astype(np.uint8), names=names)
+    return anatomy._replace(ids=np.where(ids > 0, ids, between).astype(np.uint8), names=names, scan=scan)
 
 
 def _hulls(mask: np.ndarray) -> np.ndarray:

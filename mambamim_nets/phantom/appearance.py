@@ -58,6 +58,12 @@ SOFT = Tissue(42, 55, 70, 12, 10)  # what is not listed
 LIKE = {"left kidney": "right kidney", "cortex": "right kidney", "left adrenal gland": "right adrenal gland"}
 """Tissues that differ from another's HU as their means do, not from patient to patient."""
 KEPT = ("air", "gas", "lung", "lungs", "trachea")  # look alike at any grey values of the rest
+ENHANCED = (
+    "liver", "spleen", "pancreas", "right kidney", "left kidney", "kidneys", "gallbladder", "aorta", "great vessel",
+    "inferior vena cava", "portal and splenic veins", "heart", "right adrenal gland", "left adrenal gland",
+    "urinary bladder", "bladder", "prostate or uterus",
+)  # fmt: skip
+"""Tissues of one HU in a scan, which contrast agent moves as a whole."""
 HOLLOW = ("stomach", "duodenum", "bowel", "colon", "stomach or duodenum")
 TABLE = {"shell": 40.0, "core": -940.0}
 

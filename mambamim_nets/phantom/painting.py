@@ -1,7 +1,8 @@
 """Paint images of random contrast on label maps: domain randomisation, to train where there are labels but no scans.
 
 SYNTHETIC: the shapes may come from patients' label maps, heavily deformed and with organs exchanged, but no voxel of an
-image does.
+image does, except where a body comes with the scan that was labelled: of that most crops are the deformed scan itself,
+with the HU of its organs shifted to those of a phase of contrast agent.
 
 A label map is warped by a random affine map and a random smooth displacement, its structures get the HU of a phase of
 contrast agent (or, in the random style, any grey value), hollow organs are filled with fluid, food or oral contrast and
@@ -15,10 +16,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.random import Generator
-from scipy.ndimage import binary_erosion, distance_transform_edt, map_coordinates
+from scipy.ndimage import binary_erosion, distance_transform_edt, gaussian_filter, map_coordinates
 
 from mambamim_nets.phantom.anatomies import AMBIGUOUS, SHELL, SHELLS, Anatomy
-from mambamim_nets.phantom.appearance import HOLLOW, bowel_filling, draw_values, scanned, table_and_arms
+from mambamim_nets.phantom.appearance import ENHANCED, HOLLOW, bowel_filling, draw_values, scanned, table_and_arms
 from mambamim_nets.phantom.kinds import label_of
 from mambamim_nets.phantom.organs import Organ, replace_organ
 
@@ -28,6 +29,8 @@ IGNORED = 255
 """Label value of voxels that may belong to a structure which the map cannot name; the loss leaves them out."""
 LESIONS = ("tumour", "cyst")
 EXCHANGED = 0.6  # share of the crops in which an organ is replaced by another patient's
+SCANNED = 0.75  # share of the crops of a body with a scan that show the scan
+AS_SCANNED = 0.25  # share of these that keep the HU of the scan
 
 
 def target_values(anatomy: Anatomy, labels: Mapping[int, str]) -> np.ndarray:
@@ -79,11 +82,28 @@ def paint(
         Image float32 in HU, label uint8 with `IGNORED` where the map does not say what the task asks; both (D, H, W).
     """
     rng = np.random.default_rng(seed)
-    for _, choices in sorted((organs or {}).items()):
+    from_scan = anatomy.scan is not None and rng.random() < SCANNED
+    for _, choices in sorted((organs or {}).items() if not from_scan else ()):
         if rng.random() < EXCHANGED:
             anatomy = replace_organ(anatomy, choices[int(rng.integers(len(choices)))], rng)
-    ids, place = _warp(anatomy, labels, shape, rng)
+    place, rigid = _warp(anatomy, labels, shape, rng)
+    ids = map_coordinates(anatomy.ids, place, order=0, mode="constant", cval=0, prefilter=False)
     label = target_values(anatomy, labels)[ids]
+    if from_scan:
+        image = _deformed_scan(anatomy, ids, place, rng)
+    else:
+        image = _painted(anatomy, ids, label, rigid, random_style, rng)
+    image = scanned(image, anatomy.spacing, rng)
+    if rng.random() < 0.3:
+        _keep_few_slices(image, label, rng)
+    return image, label
+
+
+def _painted(
+    anatomy: Anatomy, ids: np.ndarray, label: np.ndarray, rigid: np.ndarray, random_style: float, rng: Generator
+) -> np.ndarray:
+    """Return the HU (D, H, W) of a crop; a small field of view is cut out of the label too, in place."""
+    shape = ids.shape
     masks, thickness = _structures(anatomy, ids, rng)
     waves = [_waves(rng, shape, cells) for cells in (6, 12)]
     tissues = _tissues(masks, waves, anatomy.spacing, rng)
@@ -93,11 +113,24 @@ def paint(
     for name, where, *own in tissues:
         image[where], texture[where] = own or values[name]
     image += texture * _waves(rng, shape, 16)
-    _surround(image, label, place, anatomy, thickness, rng)
-    image = scanned(image, anatomy.spacing, rng)
-    if rng.random() < 0.3:
-        _keep_few_slices(image, label, rng)
-    return image, label
+    _surround(image, label, rigid, anatomy, thickness, rng)
+    return image
+
+
+def _deformed_scan(anatomy: Anatomy, ids: np.ndarray, place: np.ndarray, rng: Generator) -> np.ndarray:
+    """Return the HU (D, H, W) of a crop of a body's scan, its organs at times in another phase of contrast agent."""
+    assert anatomy.scan is not None
+    image = map_coordinates(anatomy.scan, place, np.float32, order=1, mode="constant", cval=-1000, prefilter=False)
+    if rng.random() < AS_SCANNED:
+        return image
+    present = [int(number) for number in np.unique(ids)]
+    names = [anatomy.names[number] for number in present]
+    values = draw_values(rng, sorted({name for name in names if name in ENHANCED}), free=False)
+    shift = np.zeros(256, np.float32)
+    for number, name in zip(present, names, strict=True):
+        if name in values:
+            shift[number] = values[name][0] - float(np.median(anatomy.scan[anatomy.ids == number]))
+    return image + gaussian_filter(shift[ids], 0.6)
 
 
 def _keep_few_slices(image: np.ndarray, label: np.ndarray, rng: Generator) -> None:
@@ -201,7 +234,7 @@ def _warp(
     """Deform a crop around a random organ, or around a random place in the body.
 
     Returns:
-        Ids (D, H, W), and the place in the anatomy of each voxel before the smooth displacement, voxels (3, D, H, W).
+        The place in the anatomy of each voxel, and the one before the smooth displacement; both voxels (3, D, H, W).
     """
     present = np.flatnonzero(np.isin(target_values(anatomy, labels), list(labels)))
     target = int(rng.choice(present)) if rng.random() < 0.88 else -1
@@ -224,7 +257,7 @@ def _warp(
     for cells, most in ((3, 14.0), (7, 4.0)):
         strength = rng.uniform(0, most) / anatomy.spacing
         place += strength * np.stack([_waves(rng, shape, cells) for _ in range(3)])
-    return map_coordinates(anatomy.ids, place, order=0, mode="constant", cval=0, prefilter=False), rigid
+    return place, rigid
 
 
 def _waves(rng: Generator, shape: Sequence[int], cells: int) -> np.ndarray:

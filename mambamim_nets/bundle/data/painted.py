@@ -25,7 +25,8 @@ class PaintedCrops(Randomizable, Dataset):
 
     Args:
         sources: bodies: a label map, {"path": file, "names": "btcv" | "amos" | "totalsegmentator"}, or a folder with
-            one and with the names of its labels, {"path": folder}; phantoms, {"phantom": kind, "subjects": n}; organs
+            one and with the names of its labels, {"path": folder}, both with "scan", the CT that was labelled, if
+            crops of it are wanted too; phantoms, {"phantom": kind, "subjects": n}; organs
             that are placed into the bodies, {"organs": folder}. "weight" (1.0) of a body is its relative share of the
             crops.
         labels: name -> label value of the task.
@@ -91,7 +92,7 @@ class PaintedCrops(Randomizable, Dataset):
 
 def _anatomies(source: Mapping[str, Any], spacing: float, labels: Mapping[int, str]) -> list[Anatomy]:
     if "path" in source and (source.get("names") in NAMES or (os.path.isdir(source["path"]) and "names" not in source)):
-        return [read_anatomy(source["path"], NAMES.get(source.get("names", "")), spacing)]
+        return [read_anatomy(source["path"], NAMES.get(source.get("names", "")), spacing, source.get("scan"))]
     if source.get("phantom") not in KINDS:
         raise ValueError(
             f"source {dict(source)} must have 'path' and 'names', one of {sorted(NAMES)}, or a 'path' that is a folder "
