@@ -15,6 +15,7 @@ from mambamim_nets.checkpoint import (
     encoder_state,
     half_precision,
     load_encoder,
+    load_other_labels,
     load_weights,
     read_state,
     record_of,
@@ -306,3 +307,57 @@ def test_mamba_in_another_number_of_directions_is_refused_with_the_option(tmp_pa
         ValueError, match=rf"in {1 + held} direction.*use --network_def#bidirectional {str(held).lower()}"
     ):
         load_encoder(HyMambaSeg(1, 2, size="tiny", bidirectional=not held), path)
+
+
+# --- a network for other labels -------------------------------------------------------------------
+
+
+def labelled(labels, **facts):
+    torch.manual_seed(len(labels))
+    network = HyMambaSeg(1, 1 + len(labels), size="tiny")
+    return network, {"architecture": "hymamba", "labels": labels, **facts}
+
+
+def test_a_network_for_other_labels_gives_all_but_the_outputs_of_other_names(tmp_path):
+    theirs, record = labelled(["liver", "spleen", "aorta"], task="other")
+    path = saved(tmp_path / "other.pt", stamped(theirs.state_dict(), record))
+    ours, wanted = labelled(["aorta", "pancreas", "liver"], task="ours")
+    random = ours.out.weight.detach().clone()
+    report = load_other_labels(ours, path, wanted)
+    held, state = theirs.state_dict(), ours.state_dict()
+    assert all(torch.equal(state[key], held[key]) for key in held if not key.startswith("out."))
+    for tensor in ("out.weight", "out.bias"):
+        assert torch.equal(state[tensor][[0, 1, 3]], held[tensor][[0, 3, 1]]), "background, aorta, liver"
+    assert torch.equal(state["out.weight"][2], random[2])
+    assert report.adapted == "of the last layer background, aorta, liver; pancreas at random"
+    assert report.record["task"] == "other" and report.tensors == len(state)
+
+
+def test_regions_are_outputs_by_name_too(tmp_path):
+    facts = {"regions": ["TC", "WT", "ET"]}
+    theirs, record = HyMambaSeg(1, 3, size="tiny"), {"labels": ["a", "b", "c"], **facts}
+    path = saved(tmp_path / "other.pt", stamped(theirs.state_dict(), record))
+    ours = HyMambaSeg(1, 2, size="tiny")
+    load_other_labels(ours, path, {"labels": ["a", "b"], "regions": ["WT", "TC"]})
+    assert torch.equal(ours.out.weight, theirs.out.weight[[1, 0]])
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({"labels": ["nose", "ear"]}, r"have no label of this run \(background, liver\): its outputs are background, no"),
+        ({"regions": ["WT"], "labels": ["liver"]}, "its outputs are WT; take their encoder alone"),
+        ({}, "it does not say what its outputs are; take their encoder alone, with --pretrained_part encoder"),
+    ],
+)
+def test_a_network_without_a_label_of_this_run_is_refused(tmp_path, record, message):
+    path = saved(tmp_path / "other.pt", stamped(HyMambaSeg(1, 3, size="tiny").state_dict(), record))
+    with pytest.raises(ValueError, match=message):
+        load_other_labels(HyMambaSeg(1, 2, size="tiny"), path, {"labels": ["liver"]})
+
+
+def test_a_network_of_another_kind_for_other_labels_is_refused(tmp_path):
+    theirs = HyMambaSeg(1, 2, size="tiny", mamba_depth=1)
+    path = saved(tmp_path / "other.pt", stamped(theirs.state_dict(), {"labels": ["liver"]}))
+    with pytest.raises(ValueError, match="the file holds 1 Mamba layers, the network has 2"):
+        load_other_labels(HyMambaSeg(1, 2, size="tiny"), path, {"labels": ["liver"]})

@@ -111,8 +111,14 @@ def start_network(
         activation_checkpointing: see ``checkpoint_activations``.
         output_dir: of the run; None: no file is written.
         pretrained_part: "encoder" or "network".
+
+    Raises:
+        FileNotFoundError, ValueError: as ``load_encoder`` or ``load_other_labels``; also if a whole network is asked
+            for without ``pretrained``.
     """
     if not pretrained:
+        if pretrained_part != "encoder":
+            raise ValueError(f"pretrained_part {pretrained_part} needs weights to take it from; give --pretrained too")
         logger.info("starting weights: none, training from scratch")
         return checkpoint_activations(network, activation_checkpointing)
     if pretrained_part == "network":

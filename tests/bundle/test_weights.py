@@ -103,6 +103,22 @@ def test_a_run_says_what_it_took_from_an_encoder_and_what_not(tmp_path, caplog):
     assert "was trained at other values than this run: spacing [1.0, 1.0, 1.0] (here [2.0, 2.0, 2.0])" in caplog.text
 
 
+def test_a_run_may_start_from_a_whole_network_for_other_labels(tmp_path, caplog):
+    theirs = HyMambaSeg(1, 3, size="tiny")
+    torch.save(stamped(theirs.state_dict(), {"labels": ["liver", "spleen"]}), tmp_path / "model.pt")
+    network, run = HyMambaSeg(1, 2, size="tiny"), {"labels": ["spleen"]}
+    options = {"record": run, "output_dir": str(tmp_path / "run"), "pretrained_part": "network"}
+    with caplog.at_level(logging.INFO, "mambamim_nets"):
+        start_network(network, str(tmp_path / "model.pt"), **options)
+    assert torch.equal(network.out.weight, theirs.out.weight[[0, 2]])
+    said = json.loads((tmp_path / "run" / "starting_weights.json").read_text())
+    assert "out" in said["taken"] and not said["from_scratch"] and not said["left_out"]
+    assert said["adapted"] == "of the last layer background, spleen"
+    assert "starting weights: whole network" in caplog.text
+    with pytest.raises(ValueError, match="pretrained_part network needs weights to take it from; give --pretrained"):
+        start_network(network, None, pretrained_part="network")
+
+
 def test_trained_weights_are_all_of_the_network_or_refused(tmp_path, caplog):
     network = SegResNet(init_filters=8, in_channels=1, out_channels=2)
     torch.save(network.state_dict(), tmp_path / "model.pt")

@@ -86,6 +86,21 @@ def test_reading_resamples_anisotropic_voxels(tmp_path):
     assert np.array_equal(inner == number(made, "spleen"), taken == 2)
 
 
+def test_a_scan_lies_on_the_grid_of_its_label_map(tmp_path):
+    label = np.ones((8, 6, 4), np.uint8)
+    hu = np.broadcast_to(np.arange(8, dtype=np.float32)[:, None, None] * 100, label.shape)
+    affine = np.diag([2.0, 2.0, 4.0, 1])
+    nib.save(nib.Nifti1Image(label, affine), tmp_path / "label.nii")
+    for name, turned in (("scan.nii", affine), ("moved.nii", np.diag([2.0, 2.0, 4.1, 1]))):
+        nib.save(nib.Nifti1Image(np.ascontiguousarray(hu), turned), tmp_path / name)
+    made = read_anatomy(tmp_path / "label.nii", {1: "liver"}, 4.0, tmp_path / "scan.nii")
+    assert made.scan.shape == made.ids.shape and made.scan.dtype == np.int16
+    assert made.scan[SHELLS:-SHELLS, SHELLS, 0].tolist() == [50, 250, 450, 650], "means of two voxels of 2 mm"
+    assert (made.scan[:SHELLS] == -1000).all(), "air around"
+    with pytest.raises(ValueError, match=r"moved\.nii must lie on the grid of .*label\.nii"):
+        read_anatomy(tmp_path / "label.nii", {1: "liver"}, 4.0, tmp_path / "moved.nii")
+
+
 def test_values_without_a_name_count_as_unlabelled_and_scaled_values_are_rounded(tmp_path):
     label = np.zeros((8, 8, 3), np.float32)
     label[2:6, 2:6], label[3:5, 3:5] = 2.9999, 200

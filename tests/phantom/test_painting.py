@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 from painted_maps import BTCV, blocks
+from scipy.ndimage import binary_erosion
 
+from mambamim_nets.phantom import painting
 from mambamim_nets.phantom.anatomies import Anatomy
 from mambamim_nets.phantom.anatomies import with_surroundings as surrounded
 from mambamim_nets.phantom.organs import Organ
@@ -108,3 +110,52 @@ def test_organs_of_others_change_the_labels(anatomy):
     assert any(changed)
     first, again = (paint(anatomy, BTCV, SHAPE, 3, organs=organs) for _ in range(2))
     assert np.array_equal(first[0], again[0]) and np.array_equal(first[1], again[1])
+
+
+# --- crops of a scan ------------------------------------------------------------------------------
+
+
+def scanned_body():
+    """A body with a scan in which each voxel's HU is 10 times its id: a crop shows whether both moved alike."""
+    body = surrounded(blocks((44, 44, 20)))
+    return body._replace(scan=(body.ids.astype(np.int16) * 10))
+
+
+@pytest.fixture
+def quiet(monkeypatch):
+    monkeypatch.setattr(painting, "scanned", lambda image, spacing, rng: image)
+    monkeypatch.setattr(painting, "_keep_few_slices", lambda image, label, rng: None)
+    monkeypatch.setattr(painting, "SCANNED", 1.0)
+
+
+def test_a_scan_is_deformed_as_its_labels_are(quiet, monkeypatch):
+    monkeypatch.setattr(painting, "AS_SCANNED", 1.0)
+    body = scanned_body()
+    for seed in range(4):
+        image, label = paint(body, BTCV, SHAPE, seed)
+        assert image.dtype == np.float32 and image.shape == SHAPE
+        for number, name in body.names.items():
+            inner = binary_erosion(label == target_values(body, BTCV)[number], iterations=2)
+            if name in BTCV.values() and inner.any():
+                assert np.median(image[inner]) == 10 * number
+
+
+@pytest.mark.parametrize(("organ", "moves"), [("liver", True), ("stomach", False)])
+def test_organs_of_a_scan_but_not_hollow_ones_get_the_hu_of_a_phase(quiet, monkeypatch, organ, moves):
+    monkeypatch.setattr(painting, "AS_SCANNED", 0.0)
+    monkeypatch.setattr(painting, "draw_values", lambda rng, names, free: dict.fromkeys(names, (777.0, 0.0)))
+    ids = np.zeros((12, 12, 12), np.uint8)
+    ids[2:-2, 2:-2, 2:-2] = 1
+    body = surrounded(Anatomy(ids, {0: "air", 1: organ}, 4.0))
+    body = body._replace(scan=np.where(body.ids == 1, 40, -1000).astype(np.int16))
+    for seed in range(4):
+        image, label = paint(body, {1: organ}, SHAPE, seed)
+        inner = binary_erosion(label == 1, iterations=3)
+        assert inner.any() and abs(np.median(image[inner]) - (777 if moves else 40)) < 1
+
+
+def test_a_body_with_a_scan_is_painted_at_times_too(monkeypatch):
+    body = scanned_body()
+    monkeypatch.setattr(painting, "SCANNED", 0.0)
+    plain, with_scan = (paint(each, BTCV, SHAPE, 3) for each in (body._replace(scan=None), body))
+    assert with_scan[0].std() > 100 and with_scan[0].min() < -900 < plain[0].max()
