@@ -99,9 +99,10 @@ def test_a_store_that_was_not_named_is_asked_for():
 
 
 MEASURE = """
-import resource, sys
+import sys
 from mambamim_nets.bundle.data.store import Store
 from mambamim_nets.bundle.data.store_crops import StoreCrops
+from mambamim_nets.bundle.runtime import peak_memory
 store = Store(sys.argv[1], filter="not duplicate and modality == 'CT'")
 crops = StoreCrops(store, (16, 16, 16), seed=0)
 import pathlib
@@ -112,7 +113,7 @@ peaks = []
 for number in range(1000):
     crops[number]
     if number in (499, 999):
-        peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        peaks.append(peak_memory() / 2**20)
 print(len(store), *peaks)
 """
 
