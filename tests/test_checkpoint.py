@@ -345,7 +345,10 @@ def test_regions_are_outputs_by_name_too(tmp_path):
 @pytest.mark.parametrize(
     ("record", "message"),
     [
-        ({"labels": ["nose", "ear"]}, r"have no label of this run \(background, liver\): its outputs are background, no"),
+        (
+            {"labels": ["nose", "ear"]},
+            r"no label of this run \(background, liver\): its outputs are background, nose",
+        ),
         ({"regions": ["WT"], "labels": ["liver"]}, "its outputs are WT; take their encoder alone"),
         ({}, "it does not say what its outputs are; take their encoder alone, with --pretrained_part encoder"),
     ],

@@ -12,11 +12,12 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from helpers import BUNDLES, environment
+from helpers import BUNDLES, environment, finished
 from torch.testing import assert_close
 
 from mambamim_nets.prepare.__main__ import prepare
 
+CONFIGS = [str(BUNDLES / "pretrain" / "configs" / f"{name}.json") for name in ("train", "multi_gpu_train", "store")]
 STEPS = {"epoch_iterations": 6, "max_epochs": 3, "batch_size": 4, "checkpoint_iterations": 1, "picture_interval": 100}
 PLAIN = {"optimizer": {"_target_": "torch.optim.SGD", "params": "$@network.parameters()", "lr": 0.001}, "amp": False}
 PATIENCE = 300  # seconds
@@ -34,11 +35,11 @@ class Node:
 
     def __init__(self, rank: int, port: int, workers: int, restarts: int, folder: Path, options: dict) -> None:
         self.log = folder / f"node_{rank}.log"
-        configs = [str(BUNDLES / "pretrain" / "configs" / f"{name}.json") for name in ("train", "multi_gpu_train", "store")]
-        line = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", f"--node_rank={rank}", f"--max-restarts={restarts}"]
-        line += [f"--nproc_per_node={workers}", "--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}"]
+        line = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", f"--node_rank={rank}"]
+        line += [f"--nproc_per_node={workers}", f"--max-restarts={restarts}"]
+        line += ["--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}"]
         line += ["--rdzv-id=test", f"--rdzv-conf=is_host={int(rank == 0)}", "--monitor-interval=0.1"]
-        line += ["-m", "monai.bundle", "run", "--config_file", str(configs)]
+        line += ["-m", "monai.bundle", "run", "--config_file", str(CONFIGS)]
         for key, value in {**options, "output_dir": folder / f"node_{rank}"}.items():
             line += [f"--{key}", str(value)]
         env = environment(CUDA_VISIBLE_DEVICES="", TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1")
@@ -101,9 +102,8 @@ def end_well(nodes: list[Node]) -> None:
 def test_a_killed_worker_and_a_killed_node_cost_no_more_than_what_was_not_saved(
     nodes, two_processes, store, small, tmp_path
 ):
-    configs = [str(BUNDLES / "pretrain" / "configs" / f"{name}.json") for name in ("train", "multi_gpu_train", "store")]
     options = {key: value for key, value in small["pretrain"].items() if key != "device"}
-    options |= {**STEPS, **PLAIN, "config_file": configs, "store": str(store)}
+    options |= {**STEPS, **PLAIN, "config_file": CONFIGS, "store": str(store)}
     two_processes({**options, "output_dir": str(tmp_path / "quiet")}, cwd=tmp_path)
     first, second = nodes(0, 1, restarts=3)
     wait_for_step(tmp_path / "node_0", 2)
@@ -122,9 +122,8 @@ def test_a_killed_worker_and_a_killed_node_cost_no_more_than_what_was_not_saved(
 
 @pytest.mark.slow
 def test_two_nodes_of_two_processes_take_the_steps_of_one_process(nodes, workflow, store, tmp_path):
-    made = workflow("pretrain", ["train", "store"], store=str(store), output_dir=str(tmp_path / "one"), **STEPS, **PLAIN)
-    made.run()
-    made.finalize()
+    options = {**STEPS, **PLAIN, "store": str(store), "output_dir": str(tmp_path / "one")}
+    finished(workflow("pretrain", ["train", "store"], **options))
     end_well(nodes(0, 1, workers=2))
     one, four = saved(tmp_path / "one"), saved(tmp_path / "node_0")
     assert one["trainer"]["iteration"] == four["trainer"]["iteration"] == 18
