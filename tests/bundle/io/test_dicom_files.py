@@ -26,7 +26,7 @@ def spatial(folder):
     return [folder / file for file in series.files]
 
 
-SHIPPED = {"btcv_seg": [4.0, 4.0, 4.0], "brats_seg": [2.0, 2.0, 2.0]}  # spacing of the weights
+SHIPPED = {"btcv_seg": [3.0, 3.0, 3.0], "brats_seg": [2.0, 2.0, 2.0]}  # spacing of the weights
 
 
 def segment(bundle_run, source, folder, bundle="btcv_seg"):

@@ -134,7 +134,7 @@ def test_a_run_reads_each_header_once_and_decodes_each_slice_once(bundle_run, tm
     for counts in reads.values():
         counts.clear()
     end = bundle_run(
-        "btcv_seg", "inference", input=str(tmp_path / "all"), output_dir=str(tmp_path / "out"), spacing=[4.0, 4.0, 4.0]
+        "btcv_seg", "inference", input=str(tmp_path / "all"), output_dir=str(tmp_path / "out"), spacing=[3.0, 3.0, 3.0]
     )
     assert end.status == 0, end.log[-2000:]
     made = {path.name for path in (tmp_path / "out").glob("a_*")}
