@@ -2,7 +2,7 @@
 
     distort  local shuffling, intensities, in- and out-painting: transforms of the data, not of the model
     restore  the encoder with the decoder that fine-tuning will use, as many channels out as in
-    loss     mean squared error over all voxels
+    loss     mean squared error over all voxels, but those of removed faces
 
 Ours: the decoder is that of the encoder's segmentation network; only the encoder is handed to fine-tuning. The map of
 intensities always rises; half of the published curves fall, which inverts the image.
@@ -33,19 +33,24 @@ class ModelsGenesis(nn.Module):
         """The encoder, what fine-tuning starts from."""
         return self.network.get_submodule("encoder")
 
-    def forward(self, x: Tensor, target: Tensor | None = None) -> MIMOutput:
+    def forward(self, x: Tensor, target: Tensor | None = None, ignored: Tensor | None = None) -> MIMOutput:
         """Restore a batch.
 
         Args:
             x: (B, C_in, D, H, W) float, distorted, sides multiples of 16.
             target: the same without distortion; x itself if None.
+            ignored: (B, 1, D, H, W) bool, voxels that have no part in the loss, such as those of removed faces; None:
+                none.
 
         Returns:
             MIMOutput without a mask.
         """
         restored = self.network(x)
-        loss = F.mse_loss(restored.float(), (x if target is None else target).float())
-        return MIMOutput(loss, restored, None)
+        error = F.mse_loss(restored.float(), (x if target is None else target).float(), reduction="none")
+        if ignored is None:
+            return MIMOutput(error.mean(), restored, None)
+        scored = (~ignored).expand_as(error)
+        return MIMOutput((error * scored).sum() / scored.sum().clamp(min=1), restored, None)
 
     def rebuild(self, x: Tensor, output: MIMOutput) -> Tensor:
         """Return what was restored, for pictures: (B, C_in, D, H, W)."""

@@ -31,6 +31,18 @@ def test_the_loss_is_over_all_voxels_and_falls(encoder):
     assert torch.equal(network.rebuild(x, out), out.reconstruction)
 
 
+def test_ignored_voxels_have_no_part_in_the_loss():
+    torch.manual_seed(0)
+    network = ModelsGenesis(HyMamba(1, size="tiny")).eval()
+    x, target = torch.rand(2, 2, 1, *SHAPE)
+    ignored = torch.zeros(2, 1, *SHAPE, dtype=torch.bool)
+    ignored[0, 0, 3:20, :, 5] = True
+    out = network(x, target, ignored)
+    torch.testing.assert_close(out.loss, (out.reconstruction - target)[~ignored].square().mean())
+    torch.testing.assert_close(network(x, target.masked_fill(ignored, 99), ignored).loss, out.loss)
+    assert network(x, target, torch.ones_like(ignored)).loss == 0
+
+
 @every_encoder
 def test_the_encoder_starts_the_segmentation_network(encoder, tmp_path):
     torch.manual_seed(0)

@@ -27,7 +27,11 @@ def mim_batch(
     """Give the image as its own target: the ``prepare_batch`` of pre-training.
 
     Where ``distortions`` left a distorted copy, the network gets that, and the image as its second argument; where
-    ``DrawVisibled`` drew the mask, that is its second argument, and blocks that have no part in the loss its third.
+    ``DrawVisibled`` drew the mask, that is its second argument. What has no part in the loss, because a face was
+    removed there, is the third argument: voxels of the former, blocks of the latter.
+
+    Raises:
+        ValueError: the batch has masks of faces, and neither a distorted copy nor a mask.
     """
 
     def ready(key: str) -> Tensor:
@@ -37,7 +41,15 @@ def mim_batch(
     image = ready("image")
     if "visible" in batch:
         return image, image, tuple(ready(key) for key in ("visible", "ignored") if key in batch), {}
-    return (ready("distorted"), image, (image,), {}) if "distorted" in batch else (image, image, (), {})
+    if "distorted" in batch:
+        return ready("distorted"), image, (image, ready("face") > 0) if "face" in batch else (image,), {}
+    if "face" in batch:
+        raise ValueError(
+            "the store has masks of removed faces (face_mask), and this method, which scores whole crops, cannot leave"
+            " their voxels out: take a method that hides blocks or restores voxels, such as mambamim or models_genesis,"
+            " or a store prepared without the column face_mask"
+        )
+    return image, image, (), {}
 
 
 def mim_loss(output: Any, image: Tensor) -> Tensor:

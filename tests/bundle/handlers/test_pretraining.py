@@ -22,6 +22,15 @@ def test_an_image_is_its_own_target_and_a_distorted_copy_goes_to_the_network():
     assert torch.equal(given, distorted) and torch.equal(target, image.as_tensor()) and more[0] is target
 
 
+def test_removed_faces_are_voxels_without_loss_or_are_refused():
+    image, face = torch.rand(2, 1, 4, 4, 4), torch.zeros(2, 1, 4, 4, 4, dtype=torch.uint8)
+    face[1, 0, 2] = 1
+    _, target, more, _ = mim_batch({"image": image, "distorted": image.clone(), "face": face}, DEVICE, False)
+    assert more[0] is target and more[1].dtype == torch.bool and torch.equal(more[1], face > 0)
+    with pytest.raises(ValueError, match="this method, which scores whole crops, cannot leave their voxels out"):
+        mim_batch({"image": image, "face": face}, DEVICE, False)
+
+
 def test_the_loss_is_the_networks_own():
     assert mim_loss(SimpleNamespace(loss=3), torch.zeros(1)) == 3
 
