@@ -15,7 +15,7 @@ __all__ = ["radiomics_table", "require_radiomics"]
 
 INSTALL = (
     "--radiomics true needs pyradiomics, which is not installed; build it by pip install numpy setuptools wheel"
-    " versioneer, then pip install --no-build-isolation pyradiomics==3.0.1, or leave --radiomics out"
+    " versioneer cython, then pip install --no-build-isolation pyradiomics==3.0.1, or leave --radiomics out"
 )
 
 
