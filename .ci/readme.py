@@ -33,7 +33,8 @@ def main(page: str) -> None:
     for command in commands:
         print(command, flush=True)
         subprocess.run(shlex.split(command), check=True)
-    ours = np.asarray(nib.load("results/scan_seg.nii.gz").dataobj)
+    ours = np.asarray(nib.load("results/scan_seg.nii.gz").dataobj).copy()
+    Path("results").rename("results_of_command")  # where the Python below saves its own
     for block in python:
         print(block, flush=True)
         names: dict = {}
