@@ -18,11 +18,15 @@ from uuid import uuid4
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from helpers import BUNDLES, environment
-from monai.bundle import ConfigParser
+from monai.bundle import ConfigParser, run
 
 from mambamim_nets import phantom, segment
-from mambamim_nets.monai_label import SEGMENTATION, lay_out, served
+from mambamim_nets.bundle.checkpoint_files import BEST
+from mambamim_nets.bundle.data.labelled import labelled_cases
+from mambamim_nets.checkpoint import read_state
+from mambamim_nets.monai_label import SEGMENTATION, lay_out, served, train
 
 SERVED = ("btcv_seg", "brats_seg", "msd_seg", "kits23_seg")
 REAL = {
@@ -68,7 +72,8 @@ def test_the_inferer_is_what_the_bundle_runs():
 def test_a_copy_has_what_is_served_and_nothing_else(app):
     (place,) = lay_out(str(app), "msd_seg")
     files = {str(path.relative_to(place)) for path in place.rglob("*") if path.is_file()}
-    configs = {f"configs/{name}" for name in ("inference.json", "metadata.json", "logging.conf")}
+    names = ("inference", "metadata", "train", "bundle_train", "from_served")
+    configs = {"configs/logging.conf", *(f"configs/{name}.json" for name in names)}
     assert files == configs | {"LICENSE", "models/model.pt", "docs/README.md", "docs/data_license.txt"}
     (place / "models" / "model.pt").write_bytes(b"trained")
     with pytest.raises(FileExistsError, match=r"msd_seg exists, perhaps with weights of its own; .* give --overwrite"):
@@ -95,6 +100,86 @@ def test_a_folder_without_the_app_and_a_bundle_without_weights_are_refused(app, 
     shutil.copytree(BUNDLES / "msd_seg" / "configs", tmp_path / "bare" / "configs")
     with pytest.raises(ValueError, match=r"bare must have models/model\.pt"):
         lay_out(str(app), str(tmp_path / "bare"))
+
+
+# --- training -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def bundle(app, monkeypatch) -> Path:
+    """Return msd_seg as it is served; training it writes weights that are 0 and keeps its command in a file."""
+
+    def run(command: list[str], check: bool) -> subprocess.CompletedProcess:
+        options = dict(zip(command[4::2], command[5::2], strict=True))
+        folder = Path(options["--output_dir"])
+        folder.mkdir(parents=True)
+        (folder / "options.json").write_text(json.dumps(options))
+        torch.save({key: torch.zeros_like(value) for key, value in read_state(served_weights).items()}, folder / BEST)
+        return subprocess.CompletedProcess(command, int(options["--max_epochs"] == "13"))
+
+    (place,) = lay_out(str(app), "msd_seg")
+    served_weights = place / "models" / "model.pt"
+    monkeypatch.setattr("mambamim_nets.monai_label.subprocess.run", run)
+    return place
+
+
+def submitted(folder: Path, *names: str) -> list[dict[str, str]]:
+    """Return cases as MONAI Label lists them, with empty files."""
+    items = [
+        {"image": str(folder / f"{name}.nii.gz"), "label": str(folder / "final" / f"{name}.nii.gz")} for name in names
+    ]
+    for path in (Path(path) for item in items for path in item.values()):
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    return items
+
+
+def asked_to_train(bundle: Path, training: list, validation: list, max_epochs: int = 1) -> None:
+    """Run train.json with what MONAI Label's BundleTrainTask sets in it."""
+    loader = {"_target_": "CheckpointLoader", "load_path": "model.pt", "load_dict": {"model": "$@network"}}
+    overrides = {"bundle_root": str(bundle), "device": torch.device("cpu"), "train#trainer#max_epochs": max_epochs}
+    overrides |= {"train#dataset#data": training, "train#handlers": [loader], "validate#dataset#data": validation}
+    configs = bundle / "configs"
+    run(config_file=str(configs / "train.json"), meta_file=str(configs / "metadata.json"), **overrides)
+
+
+def test_submitted_labels_are_a_data_set_of_the_bundles_own_training(bundle, tmp_path):
+    before = (bundle / "models" / "model.pt").read_bytes()
+    asked_to_train(bundle, submitted(tmp_path, "one", "two"), submitted(tmp_path, "three"))
+    folder = bundle / "runs" / "submitted_1"
+    cases = labelled_cases(folder)
+    assert {item["case"]: item["listed"] for item in cases} == {
+        "one": "training",
+        "two": "training",
+        "three": "validation",
+    }
+    assert {os.path.realpath(item["label"]) for item in cases} == {
+        os.path.realpath(tmp_path / "final" / f"{name}.nii.gz") for name in ("one", "two", "three")
+    }
+    options = json.loads((folder / "run" / "options.json").read_text())
+    assert options["--fold"] == "official" and options["--max_epochs"] == "1" and options["--device"] == "cpu"
+    assert not any(value.any() for value in read_state(bundle / "models" / "model.pt").values()), "trained ones"
+    assert (bundle / "models" / "model_before_1.pt").read_bytes() == before
+    asked_to_train(bundle, submitted(tmp_path, "one"), [])
+    options = json.loads((bundle / "runs" / "submitted_2" / "run" / "options.json").read_text())
+    assert options["--fold"] == "all" and (bundle / "models" / "model_before_2.pt").is_file()
+
+
+def test_training_goes_on_from_the_weights_that_are_served(bundle):
+    configs = [str(bundle / "configs" / f"{name}.json") for name in ("bundle_train", "from_served")]
+    parser = ConfigParser(ConfigParser.load_config_files(configs) | {"bundle_root": str(bundle), "record": None})
+    network = parser.get_parsed_content("initial_network").state_dict()
+    for key, value in read_state(bundle / "models" / "model.pt").items():
+        torch.testing.assert_close(network[key], value, rtol=0, atol=0)
+
+
+def test_a_training_that_fails_leaves_the_weights(bundle, tmp_path):
+    before = (bundle / "models" / "model.pt").read_bytes()
+    with pytest.raises(RuntimeError, match="training of msd_seg ended with exit status 1"):
+        train(str(bundle), submitted(tmp_path, "one"), [], 13, "cpu")
+    with pytest.raises(ValueError, match="at least one submitted label"):
+        train(str(bundle), [], submitted(tmp_path, "one"), 1, "cpu")
+    assert (bundle / "models" / "model.pt").read_bytes() == before
 
 
 # --- the server -----------------------------------------------------------------------------------
@@ -205,3 +290,28 @@ def test_the_server_gives_what_inference_json_gives(server, real_data, tmp_path)
             found[name] = int((np.asarray(ours.dataobj) > 0).sum())
         segment.forget()
     assert min(found.values()) > 0, found
+
+
+@pytest.mark.slow
+def test_a_round_of_active_learning(server, tmp_path):
+    """Infer, correct, submit, train an epoch, infer again: the server serves what it has trained."""
+    images = sorted((phantom.write(tmp_path / "phantom", "hippocampus", cases=2) / "imagesTr").iterdir())
+    weights = server.app / "model" / "msd_seg" / "models" / "model.pt"
+    before = weights.read_bytes()
+    for image in images:
+        server.upload("image", f"image=round_{image.name.removesuffix('.nii.gz')}", image)
+    for image in images:
+        name = f"round_{image.name.removesuffix('.nii.gz')}"
+        found = server.infer("msd_seg", name, tmp_path)
+        corrected = np.asarray(found.dataobj).copy()
+        corrected[:, : corrected.shape[1] // 2] = 0
+        label = tmp_path / f"{name}.nii.gz"
+        nib.save(nib.Nifti1Image(corrected, found.affine), label)
+        server.upload("label", f"image={name}&tag=final", label)
+    server.json("POST", "/train/msd_seg?run_sync=true", {"max_epochs": 1, "val_split": 0.5, "device": "cpu"})
+    assert weights.read_bytes() != before and (weights.parent / "model_before_1.pt").read_bytes() == before
+    answer = server.infer("msd_seg", name, tmp_path)
+    options = {"checkpoint": str(weights), "device": "cpu", "previews": False}
+    ours = segment(images[-1], bundle=str(BUNDLES / "msd_seg"), **options).labels
+    np.testing.assert_array_equal(np.asarray(answer.dataobj), np.asarray(ours.dataobj))
+    segment.forget()

@@ -84,7 +84,7 @@ RULES = {
     "bundle.inference": Rule(
         {"nets", "pretraining", "checkpoint", "bundle.weights", *USE, "bundle.inference"}, MONAI | {"nibabel", "tqdm"}
     ),
-    "bundle.metrics": Rule({*USE, "bundle.metrics"}, MONAI | {"ignite"}),
+    "bundle.metrics": Rule({*USE, "bundle.metrics"}, MONAI | {"ignite", "scipy"}, lazy={"radiomics", "SimpleITK"}),
     "bundle.visualize": Rule({*USE, "bundle.metrics", "bundle.visualize"}, MONAI | {"nibabel"}, lazy={"matplotlib"}),
     "bundle.handlers": Rule(
         {"", "masking", "checkpoint", *SHOW, "bundle.handlers"},
@@ -119,7 +119,7 @@ RULES = {
         lazy={"pydicom"},
     ),
     # commands of one file
-    "monai_label": Rule({"bundle.files", "bundle.metadata", "segmentation"}, {"fire"}),
+    "monai_label": Rule({"checkpoint", *READ, "bundle.metadata", "segmentation"}, {"fire"}),
     "import_public": Rule(NETWORK_ROOMS | GROUND | {"bundle.weights"}, TENSORS | {"fire"}),
 }
 

@@ -255,6 +255,7 @@ OPTIONS: dict[str, Option] = {
     "previews": switch("whether each scan gets a picture"),
     "rtstruct": switch("whether a DICOM series gets an RTSTRUCT too"),
     "probabilities": switch("whether the probabilities of each scan are written too"),
+    "radiomics": switch("whether each scan gets the radiomics of its structures"),
     "tolerance_mm": positive("tolerance of the surface Dice, in mm", 1.0),
     "resamples": whole("draws of the bootstrap", 1, 2000),
     # last, because their defaults may need the data set

@@ -31,7 +31,7 @@ __all__ = ["ScanResults"]
 logger = logging.getLogger("mambamim_nets")
 # options that a result does not depend on; on the weights it does by their content, on files as each scan has them
 NOT_OF_RESULTS = {"checkpoint", "force", "input", "max_gib", "overwrite", "previews", "shipped", "source"}
-NOT_OF_RESULTS |= {"probabilities", "rtstruct"}  # further files, which a scan that is done must have
+NOT_OF_RESULTS |= {"probabilities", "radiomics", "rtstruct"}  # further files, which a scan that is done must have
 ADDED = ("warnings", "weights", "made from")  # columns after those of the task; tables of earlier versions lack some
 
 

@@ -18,7 +18,7 @@ from monai.transforms import Orientation, Transform
 
 from mambamim_nets.bundle.data.plausibility import volume_objections
 from mambamim_nets.bundle.errors import first_line
-from mambamim_nets.bundle.files import atomic_write, some
+from mambamim_nets.bundle.files import atomic_write, some, write_csv
 from mambamim_nets.bundle.handlers.evaluation import CaseCollector, ValidationFigure, stored_image
 from mambamim_nets.bundle.handlers.scan_results import ScanResults
 from mambamim_nets.bundle.inference.scan_loader import ScanLoader
@@ -27,6 +27,7 @@ from mambamim_nets.bundle.io.rtstruct import write_rtstruct
 from mambamim_nets.bundle.io.scan_formats import scan_header
 from mambamim_nets.bundle.labels import Targets
 from mambamim_nets.bundle.metrics.intensities import structure_intensities
+from mambamim_nets.bundle.metrics.radiomics import radiomics_table, require_radiomics
 from mambamim_nets.bundle.metrics.segmentation import SegmentationTable, case_metrics
 from mambamim_nets.bundle.runtime import process_rank
 from mambamim_nets.bundle.transforms.normalisation import scaling_of
@@ -160,8 +161,10 @@ class ScanReport(ScanResults):
         rtstruct: whether to write an RTSTRUCT too, where the scan is a DICOM series.
         probabilities: whether to write the probabilities of the channels too.
         max_gib: memory that these may take; a scan that needs more is recorded as failed, before it is read.
+        radiomics: whether to write the radiomics of each structure too, by pyradiomics.
 
     Raises:
+        ImportError: radiomics are asked for, and pyradiomics is not installed.
         ValueError: if the folder's volumes.csv is of another task, or a code of the metadata is incomplete.
     """
 
@@ -179,22 +182,27 @@ class ScanReport(ScanResults):
         rtstruct: bool = False,
         probabilities: bool = False,
         max_gib: float = 2.0,
+        radiomics: bool = False,
     ) -> None:
+        if radiomics:
+            require_radiomics()
         columns = [f"{name} (ml)" for name in targets.structures]
         further = [f"{name} {what}" for name in targets.structures for what in ("mean", "s.d.")]
         super().__init__(loader, folder, VOLUMES, columns, checkpoint, overwrite, loaded=True, further=further)
         self.rtstruct, self.probabilities, self.max_gib = rtstruct, probabilities, max_gib
+        self.radiomics = radiomics
         self.targets, self.pictures, self.window, self.description = targets, pictures, window, description
         self.codes = segment_codes(metadata, targets.labels.values()) if metadata else {}
         self.seen: Mapping[str, Any] = {}
 
     def files(self, name: str) -> list[str]:
-        """Return the names of label map, preview, probabilities, and for DICOM series of DICOM-SEG and RTSTRUCT."""
+        """Return the names of label map, further results, and for DICOM series of DICOM-SEG and RTSTRUCT."""
         series = bool(self.items[name]["series"])
         wanted = {
             "seg.nii.gz": True,
             "preview.png": self.pictures,
             "probabilities.nii.gz": self.probabilities,
+            "radiomics.csv": self.radiomics,
             "seg.dcm": series,
             "rtstruct.dcm": series and self.rtstruct,
         }
@@ -246,10 +254,19 @@ class ScanReport(ScanResults):
         if self.pictures:
             figure = _preview(self.loaded, label, self.targets.labels, self.title(name), window=self.window)
             save_figure(figure, self.folder / f"{name}_preview.png")
-        measured = structure_intensities(self.loaded[0].cpu().numpy(), label, self.targets.structures)
+        image = self.loaded[0].cpu().numpy()
+        if self.radiomics:
+            self._write_radiomics(name, image, label, [float(edge) for edge in pred.pixdim])
+        measured = structure_intensities(image, label, self.targets.structures)
         intensities = [measured.get(structure, ("", "")) for structure in self.targets.structures]
         values = [value if isinstance(value, str) else f"{value:.6g}" for pair in intensities for value in pair]
         return [*(f"{volume:.3f}" for volume in volumes), *values]
+
+    def _write_radiomics(self, name: str, image: np.ndarray, label: np.ndarray, spacing: Sequence[float]) -> None:
+        lines, refused = radiomics_table(image, label, spacing, self.targets.structures)
+        write_csv(self.folder / f"{name}_radiomics.csv", lines)
+        for structure, why in refused.items():
+            self.warn(name, f"no radiomics of {structure}: {why}")
 
     def _write_dicom_seg(self, name: str, label: np.ndarray, affine: np.ndarray) -> None:
         series, labels, caption = self.items[name]["series"], self.targets.labels, weights_caption(self.note)

@@ -1,6 +1,7 @@
 """Label maps of cases and of new scans: what is measured, what is written, and what is refused before it is read."""
 
 import csv
+import sys
 
 import nibabel as nib
 import numpy as np
@@ -73,6 +74,29 @@ def test_probabilities_are_written_in_fine_steps_with_their_channels_last(tmp_pa
     found = np.moveaxis(nib.load(tmp_path / "out" / "case_probabilities.nii.gz").get_fdata(), -1, 0)
     np.testing.assert_allclose(found, probabilities, atol=1 / 65535)
     assert set(made.files("case")) == {"case_seg.nii.gz", "case_probabilities.nii.gz"}
+
+
+def test_radiomics_are_a_table_of_each_scan_and_what_has_none_is_warned_of(tmp_path, scan, monkeypatch):
+    asked = {}
+
+    def table(image, label, spacing, structures):
+        asked.update(shape=image.shape, spacing=spacing, structures=list(structures))
+        return [["structure", "mean"], ["liver", "1"]], {"spleen": "one voxel"}
+
+    monkeypatch.setattr("mambamim_nets.bundle.handlers.segmentation.radiomics_table", table)
+    monkeypatch.setattr("mambamim_nets.bundle.handlers.segmentation.require_radiomics", lambda: None)
+    made = report(scan, tmp_path / "out", radiomics=True)
+    made.done("case", {"pred": label(1)})
+    assert (tmp_path / "out" / "case_radiomics.csv").read_text().split() == ["structure,mean", "liver,1"]
+    assert "case_radiomics.csv" in made.files("case") and "no radiomics of spleen: one voxel" in made.warnings("case")
+    assert asked["shape"] == (8, 9, 10) and "liver" in asked["structures"]
+    assert asked["spacing"] == [2.0, 2.0, 5.0]
+
+
+def test_radiomics_without_the_package_are_refused_before_any_work(tmp_path, scan, monkeypatch):
+    monkeypatch.setitem(sys.modules, "radiomics", None)
+    with pytest.raises(ImportError, match="--radiomics true needs pyradiomics"):
+        report(scan, tmp_path / "out", radiomics=True)
 
 
 def test_what_cannot_be_kept_is_said_before_any_scan_is_read(tmp_path, scan, caplog):
