@@ -162,10 +162,10 @@ def resampled(path: Path, spacing: float) -> np.ndarray:
 
 def _resampled_scan(path: Path, label_map: Path, shape: Sequence[int]) -> np.ndarray:
     """Return the HU of a CT on the isotropic grid of its label map, int16 (D, H, W)."""
-    scan, labels = nib.load(path), nib.load(label_map)
+    scan, labels = (nib.as_closest_canonical(nib.load(file)) for file in (path, label_map))
     if scan.shape != labels.shape or not np.allclose(scan.affine, labels.affine, atol=1e-3):
         raise ValueError(f"{path} must lie on the grid of {label_map}, the label map of it; resample one of them first")
-    values = np.asarray(nib.as_closest_canonical(scan).dataobj, np.float32)
+    values = np.asarray(scan.dataobj, np.float32)
     centres = [(np.arange(n) + 0.5) * m / n - 0.5 for n, m in zip(shape, values.shape, strict=True)]
     grid = np.stack(np.meshgrid(*centres, indexing="ij"))
     return np.rint(map_coordinates(values, grid, order=1, mode="nearest")).clip(-1024, 3071).astype(np.int16)
