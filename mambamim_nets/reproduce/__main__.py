@@ -32,6 +32,7 @@ def parser() -> argparse.ArgumentParser:
     add("--folds", "--fold", help="held-out folds, such as 0,1 (default: %(default)s)")
     add("--fold_file", type=Path, help="JSON of folds (default: what the data set or the bundle has, else made)")
     add("--seeds", help="of fine-tuning, such as 0,1,2 (default: %(default)s)")
+    add("--pretrain_seeds", help="of pre-training; each with all --seeds (default: %(default)s)")
     add("--train_cases", type=int, help="labelled training cases, 0: all (default: %(default)s)")
     add("--finetune_epochs", type=int, help="(default: %(default)s)")
     add("--pretrain_epochs", type=int, help="(default: %(default)s)")
@@ -98,7 +99,8 @@ def budget_of(options: argparse.Namespace) -> Budget:
         task=task,
         size=options.size,
         folds=_folds(options.folds),
-        seeds=_seeds(options.seeds),
+        seeds=_seeds("seeds", options.seeds),
+        pretrain_seeds=_seeds("pretrain_seeds", options.pretrain_seeds),
         train_cases=options.train_cases,
         finetune_epochs=options.finetune_epochs,
         pretrain_epochs=options.pretrain_epochs,
@@ -117,10 +119,10 @@ def _folds(text: str) -> tuple[int | str, ...]:
     return tuple(int(part) if part.isdecimal() else part for part in parts)
 
 
-def _seeds(text: str) -> tuple[int, ...]:
+def _seeds(name: str, text: str) -> tuple[int, ...]:
     parts = list(dict.fromkeys(part.strip() for part in text.split(",")))
     if not all(part.isdecimal() for part in parts):
-        raise ValueError(f"--seeds {text!r} must be whole numbers such as 0,1,2")
+        raise ValueError(f"--{name} {text!r} must be whole numbers such as 0,1,2")
     return tuple(map(int, parts))
 
 

@@ -13,14 +13,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from itertools import chain
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
 __all__ = ["Budget", "Cell", "Plan", "Run", "make_plan", "replacing", "tables"]
 
 RECORD, ENCODER, LAST = "run.json", "encoder.pt", "checkpoint_last.pt"
-PRETRAIN_SEED = 0  # one pre-training for all seeds of fine-tuning
 PICTURES = 2  # overlays of each evaluation
 
 
@@ -49,6 +48,7 @@ class Budget:
         bundle, task: segmentation bundle and its task.
         size: of the networks.
         folds, seeds: every row is fine-tuned once for each pair of them.
+        pretrain_seeds: a row that starts from a pre-training is done for each of them, with every fold and seed.
         train_cases: labelled training cases, drawn by the seed; 0: all.
         finetune_epochs, pretrain_epochs: at least 1.
         pretrain, finetune: further options of the bundles, for all rows.
@@ -63,6 +63,7 @@ class Budget:
     size: str
     folds: tuple[int | str, ...]
     seeds: tuple[int, ...]
+    pretrain_seeds: tuple[int, ...]
     train_cases: int
     finetune_epochs: int
     pretrain_epochs: int
@@ -128,10 +129,11 @@ class Run:
 
 @dataclass(frozen=True)
 class Cell:
-    """The fine-tuning of one row, fold and seed."""
+    """The fine-tuning of one row, fold and seeds; `pretrain_seed` is None from scratch."""
 
     label: str
     fold: int | str
+    pretrain_seed: int | None
     seed: int
     run: Run
 
@@ -205,13 +207,12 @@ def make_plan(name: str, budget: Budget, only: Sequence[str] = ()) -> Plan:
     for row in table["rows"]:
         if row not in chosen and not _configs_exist(row, budget):
             continue
-        for fold in budget.folds:
+        part = row["pretrain"]
+        for fold, origin in product(budget.folds, budget.pretrain_seeds if part else (None,)):
+            start = None if origin is None else _pretraining(part, budget, fold, origin, lists[fold], images[fold])
             for seed in budget.seeds:
-                start = None
-                if row["pretrain"]:
-                    start = _pretraining(row["pretrain"], budget, fold, lists[fold], images[fold])
-                cell = Cell(row["label"], fold, seed, _finetuning(row["finetune"], budget, fold, seed, start))
-                (cells if row in chosen else others).append(cell)
+                run = _finetuning(row["finetune"], budget, fold, seed, start)
+                (cells if row in chosen else others).append(Cell(row["label"], fold, origin, seed, run))
     contents = {lists[fold]: images[fold] for fold in budget.folds}
     return Plan(name, table, budget, tuple(cells), tuple(others), contents)
 
@@ -252,14 +253,14 @@ def _image_list(budget: Budget, fold: int | str) -> str:
     return json.dumps({"training": [{"image": case["image"]} for case in train]}, indent=1)
 
 
-def _pretraining(part: Mapping[str, Any], budget: Budget, fold: int | str, path: Path, images: str) -> Run:
+def _pretraining(part: Mapping[str, Any], budget: Budget, fold: int | str, seed: int, path: Path, images: str) -> Run:
     configs, overrides = _effective(part, budget.bundles / "pretrain")
-    name = f"pretrain/{_slug(configs, overrides) or 'mambamim'}_fold{fold}"
+    name = f"pretrain/{_slug(configs, overrides) or 'mambamim'}_fold{fold}_seed{seed}"
     folder = budget.output / name
     options = {
         "sources": [str(path)],
         "size": budget.size,
-        "seed": PRETRAIN_SEED,
+        "seed": seed,
         "max_epochs": budget.pretrain_epochs,
         "picture_interval": budget.pretrain_epochs,
         **_data_options(configs, budget),
@@ -283,7 +284,7 @@ def _data_options(configs: Sequence[Path], budget: Budget) -> dict[str, Any]:
 
 def _finetuning(part: Mapping[str, Any], budget: Budget, fold: int | str, seed: int, start: Run | None) -> Run:
     configs, overrides = _effective(part, budget.bundles / budget.bundle)
-    origin = start.folder.name.removesuffix(f"_fold{fold}") if start else "scratch"
+    origin = start.folder.name.replace(f"_fold{fold}", "") if start else "scratch"
     own = [] if any(path.parent.name == "networks" for path in configs) else ["hymamba"]
     network = "_".join(filter(None, [*own, _slug(configs, overrides)]))
     name = f"finetune/{network}_from_{origin}_fold{fold}_seed{seed}"
