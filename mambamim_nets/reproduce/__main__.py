@@ -44,7 +44,13 @@ def parser() -> argparse.ArgumentParser:
         type=int,
         help="runs at a time, which share the cores unless OMP_NUM_THREADS is set (default: %(default)s)",
     )
-    add("--output", type=Path, help="folder of runs and results (default: %(default)s)")
+    add("--output", type=Path, help="folder of runs and tables (default: %(default)s)")
+    add(
+        "--results",
+        type=Path,
+        help="folder of the results of every fine-tuning, a few kB each; what is there is not run again (default:"
+        " results in the output folder)",
+    )
     add("--bundles", type=Path, default=Path("bundles"), help="folder of the bundles (default: %(default)s)")
     add("--dry_run", action="store_true", help="print the commands and run nothing")
     make.set_defaults(**tables()["defaults"], finetune=[], pretrain=[], only=[])
@@ -91,9 +97,11 @@ def budget_of(options: argparse.Namespace) -> Budget:
     for name, least in (("train_cases", 0), ("finetune_epochs", 1), ("pretrain_epochs", 1), ("jobs", 1)):
         if getattr(options, name) < least:
             raise ValueError(f"--{name} {getattr(options, name)} must be at least {least}")
+    output = options.output.expanduser().resolve()
     return Budget(
         data=Path(options.data).expanduser().resolve(),
-        output=options.output.expanduser().resolve(),
+        output=output,
+        results=options.results.expanduser().resolve() if options.results else output / "results",
         bundles=options.bundles,
         bundle=options.bundle,
         task=task,
