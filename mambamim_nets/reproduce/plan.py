@@ -108,7 +108,7 @@ class Run:
         result: the file that the last command writes.
         inputs: what the commands read and do not name, such as a digest of a list of images.
         after: the pre-training that a fine-tuning starts from.
-        kept: where the results are kept, of a fine-tuning.
+        kept: where the results are kept, of a fine-tuning; None: nowhere but in the folder.
     """
 
     name: str
@@ -133,10 +133,10 @@ class Run:
         return _read(self.folder / RECORD)
 
     def finished(self) -> bool:
-        """Return whether the results are kept; of a pre-training, whether its end is on record: its result grows."""
+        """Return whether the results are there; those of a pre-training grow, so its end is on record too."""
         if self.kept is not None:
             return self.kept.path.is_file()
-        return self.result.is_file() and "seconds" in self.record()
+        return self.result.is_file() and (self.result.name != ENCODER or "seconds" in self.record())
 
     def check(self) -> None:
         """Refuse results that are kept of other commands, and where there are none a folder filled by others.
