@@ -26,7 +26,7 @@ help:  ## list the targets
 	@echo 'PYTEST_ARGS=...     arguments of make test and make test-all, e.g. PYTEST_ARGS="tests/ops -x"'
 	@echo 'WORKERS=4           how many processes share the tests, by default 2; each takes up to 5 GB of memory'
 	@echo 'BENCH_ARGS=...      arguments of make bench, e.g. BENCH_ARGS="-k scan"; its page is then build/BENCHMARKS.md'
-	@echo 'TABLE=, DATA=       of make reproduce: networks, mask_ratio, components, scan or pretraining; the folder of the data'
+	@echo 'TABLE=, DATA=       of make reproduce: few_labels, networks, mask_ratio, components, scan, pretraining; the folder of the data'
 	@echo 'ARGS=...            further options, e.g. ARGS="--jobs 2 --dry_run"; ARGS=--help lists them'
 	@echo 'Without a GPU, PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu makes the first download much smaller.'
 

@@ -107,7 +107,7 @@ RULES = {
     ),
     "convert_dicom": Rule({*READ, "convert_dicom"}, {"numpy", "nibabel", "fire", "tqdm"}),
     # a driver of commands: it reads data sets and folds by the bundles' own functions, and needs no tensors
-    "reproduce": Rule({"reproduce"}, frozenset(), lazy={"matplotlib", "mambamim_nets.bundle"}),
+    "reproduce": Rule({"reproduce"}, {"numpy"}, lazy={"matplotlib", "mambamim_nets.bundle"}),
     "cross_validate": Rule(
         {"checkpoint", *SHOW, "bundle.handlers", "reproduce", "cross_validate"},
         MONAI | {"fire", "tqdm"},

@@ -7,5 +7,6 @@ Glossary
     table   rows of a paper: each a label, the paper's number, how its encoder is pre-trained and how it is fine-tuned
     run     one folder: a pre-training, or a fine-tuning with its evaluation; rows that need the same run share it
     budget  what all rows of a table have in common: data, cases, epochs, seeds, size
-    cell    one row, fold and seed of a table; its value is the Dice of one fine-tuning
+    cell    one row, fold and seeds of a table; its values are those of one fine-tuning
+    kept    what a fine-tuning was evaluated to, case by case, in a file that can be committed
 """

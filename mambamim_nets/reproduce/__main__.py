@@ -32,6 +32,7 @@ def parser() -> argparse.ArgumentParser:
     add("--folds", "--fold", help="held-out folds, such as 0,1 (default: %(default)s)")
     add("--fold_file", type=Path, help="JSON of folds (default: what the data set or the bundle has, else made)")
     add("--seeds", help="of fine-tuning, such as 0,1,2 (default: %(default)s)")
+    add("--pretrain_seeds", help="of pre-training; each with all --seeds (default: %(default)s)")
     add("--train_cases", type=int, help="labelled training cases, 0: all (default: %(default)s)")
     add("--finetune_epochs", type=int, help="(default: %(default)s)")
     add("--pretrain_epochs", type=int, help="(default: %(default)s)")
@@ -43,7 +44,13 @@ def parser() -> argparse.ArgumentParser:
         type=int,
         help="runs at a time, which share the cores unless OMP_NUM_THREADS is set (default: %(default)s)",
     )
-    add("--output", type=Path, help="folder of runs and results (default: %(default)s)")
+    add("--output", type=Path, help="folder of runs and tables (default: %(default)s)")
+    add(
+        "--results",
+        type=Path,
+        help="folder of the results of every fine-tuning, a few kB each; what is there is not run again (default:"
+        " results in the output folder)",
+    )
     add("--bundles", type=Path, default=Path("bundles"), help="folder of the bundles (default: %(default)s)")
     add("--dry_run", action="store_true", help="print the commands and run nothing")
     make.set_defaults(**tables()["defaults"], finetune=[], pretrain=[], only=[])
@@ -90,15 +97,18 @@ def budget_of(options: argparse.Namespace) -> Budget:
     for name, least in (("train_cases", 0), ("finetune_epochs", 1), ("pretrain_epochs", 1), ("jobs", 1)):
         if getattr(options, name) < least:
             raise ValueError(f"--{name} {getattr(options, name)} must be at least {least}")
+    output = options.output.expanduser().resolve()
     return Budget(
         data=Path(options.data).expanduser().resolve(),
-        output=options.output.expanduser().resolve(),
+        output=output,
+        results=options.results.expanduser().resolve() if options.results else output / "results",
         bundles=options.bundles,
         bundle=options.bundle,
         task=task,
         size=options.size,
         folds=_folds(options.folds),
-        seeds=_seeds(options.seeds),
+        seeds=_seeds("seeds", options.seeds),
+        pretrain_seeds=_seeds("pretrain_seeds", options.pretrain_seeds),
         train_cases=options.train_cases,
         finetune_epochs=options.finetune_epochs,
         pretrain_epochs=options.pretrain_epochs,
@@ -117,10 +127,10 @@ def _folds(text: str) -> tuple[int | str, ...]:
     return tuple(int(part) if part.isdecimal() else part for part in parts)
 
 
-def _seeds(text: str) -> tuple[int, ...]:
+def _seeds(name: str, text: str) -> tuple[int, ...]:
     parts = list(dict.fromkeys(part.strip() for part in text.split(",")))
     if not all(part.isdecimal() for part in parts):
-        raise ValueError(f"--seeds {text!r} must be whole numbers such as 0,1,2")
+        raise ValueError(f"--{name} {text!r} must be whole numbers such as 0,1,2")
     return tuple(map(int, parts))
 
 

@@ -3,24 +3,27 @@
 A run's name says all that determines it beside the budget, so rows (also of different tables) that need the same
 pre-training or fine-tuning name the same folder. An override that repeats what the configuration says anyway counts for
 nothing. A folder keeps its commands in `run.json`; one that holds other commands is refused.
+
+What a fine-tuning was evaluated to is kept beside, in a small file without folders of this machine, which can be
+committed: a run whose results are there is finished, wherever its folder is.
 """
 
 import hashlib
 import json
 import os
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from itertools import chain
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Budget", "Cell", "Plan", "Run", "make_plan", "replacing", "tables"]
+__all__ = ["Budget", "Cell", "Kept", "Plan", "Run", "make_plan", "replacing", "tables"]
 
 RECORD, ENCODER, LAST = "run.json", "encoder.pt", "checkpoint_last.pt"
-PRETRAIN_SEED = 0  # one pre-training for all seeds of fine-tuning
 PICTURES = 2  # overlays of each evaluation
 
 
@@ -44,11 +47,13 @@ class Budget:
 
     Args:
         data: folder of the data set, absolute.
-        output: folder of the runs and the results, absolute.
+        output: folder of the runs and the tables, absolute.
+        results: folder of what the fine-tunings were evaluated to, a file each, absolute.
         bundles: folder of the bundles.
         bundle, task: segmentation bundle and its task.
         size: of the networks.
         folds, seeds: every row is fine-tuned once for each pair of them.
+        pretrain_seeds: a row that starts from a pre-training is done for each of them, with every fold and seed.
         train_cases: labelled training cases, drawn by the seed; 0: all.
         finetune_epochs, pretrain_epochs: at least 1.
         pretrain, finetune: further options of the bundles, for all rows.
@@ -57,12 +62,14 @@ class Budget:
 
     data: Path
     output: Path
+    results: Path
     bundles: Path
     bundle: str
     task: str
     size: str
     folds: tuple[int | str, ...]
     seeds: tuple[int, ...]
+    pretrain_seeds: tuple[int, ...]
     train_cases: int
     finetune_epochs: int
     pretrain_epochs: int
@@ -72,12 +79,36 @@ class Budget:
 
 
 @dataclass(frozen=True)
+class Kept:
+    """The file of a fine-tuning's results, and what they are the results of.
+
+    Attributes:
+        path: of the file.
+        settings: the commands from pre-training to evaluation and the digest of the images, with words in the place of
+            this machine's folders.
+    """
+
+    path: Path
+    settings: tuple[str, ...]
+
+    def read(self) -> dict[str, Any]:
+        """Return what the file says; {} if there is none."""
+        return _read(self.path)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+@dataclass(frozen=True)
 class Run:
     """A folder, the commands that fill it (arguments of `python -m monai.bundle run`), and the run it starts from.
 
     Attributes:
-        result: the file that is there when everything went well.
+        result: the file that the last command writes.
         inputs: what the commands read and do not name, such as a digest of a list of images.
+        after: the pre-training that a fine-tuning starts from.
+        kept: where the results are kept, of a fine-tuning; None: nowhere but in the folder.
     """
 
     name: str
@@ -86,6 +117,7 @@ class Run:
     result: Path
     inputs: str = ""
     after: "Run | None" = None
+    kept: Kept | None = None
 
     @property
     def log(self) -> Path:
@@ -98,40 +130,49 @@ class Run:
 
     def record(self) -> dict[str, Any]:
         """Return what the folder's `run.json` says; {} if there is none."""
-        path = self.folder / RECORD
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        return _read(self.folder / RECORD)
 
     def finished(self) -> bool:
-        """Return whether the result is there; that of a pre-training grows, so its end is on record too."""
+        """Return whether the results are there; those of a pre-training grow, so its end is on record too."""
+        if self.kept is not None:
+            return self.kept.path.is_file()
         return self.result.is_file() and (self.result.name != ENCODER or "seconds" in self.record())
 
     def check(self) -> None:
-        """Refuse a folder that was filled by other commands.
+        """Refuse results that are kept of other commands, and where there are none a folder filled by others.
 
         Raises:
             ValueError: that names the first difference.
         """
-        if not self.folder.exists() or not any(self.folder.iterdir()):
-            return
-        held, wanted = self.record().get("settings"), self.settings()
-        if held == wanted:
-            return
-        there = ["nothing on record"] if held is None else [*chain(*held["commands"]), held["inputs"]]
-        here = [*chain(*wanted["commands"]), wanted["inputs"]]
-        pairs = [(a, b) for a, b in zip(there, here, strict=False) if a != b]
-        difference = f"{pairs[0][0]} there, {pairs[0][1]} here" if pairs else "one of the two has more options"
-        raise ValueError(
-            f"{self.folder} was made with other settings ({difference}); give the settings it was made with, or another"
-            " --output, or remove the folder"
-        )
+        if self.kept is not None and self.finished():
+            there, here = (
+                list(chain(*map(shlex.split, of))) for of in (self.kept.read()["settings"], self.kept.settings)
+            )
+            _refuse_others(self.kept.path, there, here, "--results")
+        elif self.folder.exists() and any(self.folder.iterdir()):
+            held, wanted = self.record().get("settings"), self.settings()
+            there = ["nothing on record"] if held is None else [*chain(*held["commands"]), held["inputs"]]
+            _refuse_others(self.folder, there, [*chain(*wanted["commands"]), wanted["inputs"]], "--output")
+
+
+def _refuse_others(path: Path, there: Sequence[str], here: Sequence[str], option: str) -> None:
+    if there == here:
+        return
+    pairs = [(a, b) for a, b in zip(there, here, strict=False) if a != b]
+    difference = f"{pairs[0][0]} there, {pairs[0][1]} here" if pairs else "one of the two has more options"
+    raise ValueError(
+        f"{path} was made with other settings ({difference}); give the settings it was made with, or another {option},"
+        " or remove it"
+    )
 
 
 @dataclass(frozen=True)
 class Cell:
-    """The fine-tuning of one row, fold and seed."""
+    """The fine-tuning of one row, fold and seeds; `pretrain_seed` is None from scratch."""
 
     label: str
     fold: int | str
+    pretrain_seed: int | None
     seed: int
     run: Run
 
@@ -205,13 +246,12 @@ def make_plan(name: str, budget: Budget, only: Sequence[str] = ()) -> Plan:
     for row in table["rows"]:
         if row not in chosen and not _configs_exist(row, budget):
             continue
-        for fold in budget.folds:
+        part = row["pretrain"]
+        for fold, origin in product(budget.folds, budget.pretrain_seeds if part else (None,)):
+            start = None if origin is None else _pretraining(part, budget, fold, origin, lists[fold], images[fold])
             for seed in budget.seeds:
-                start = None
-                if row["pretrain"]:
-                    start = _pretraining(row["pretrain"], budget, fold, lists[fold], images[fold])
-                cell = Cell(row["label"], fold, seed, _finetuning(row["finetune"], budget, fold, seed, start))
-                (cells if row in chosen else others).append(cell)
+                run = _finetuning(row["finetune"], budget, fold, seed, start, images[fold])
+                (cells if row in chosen else others).append(Cell(row["label"], fold, origin, seed, run))
     contents = {lists[fold]: images[fold] for fold in budget.folds}
     return Plan(name, table, budget, tuple(cells), tuple(others), contents)
 
@@ -252,14 +292,14 @@ def _image_list(budget: Budget, fold: int | str) -> str:
     return json.dumps({"training": [{"image": case["image"]} for case in train]}, indent=1)
 
 
-def _pretraining(part: Mapping[str, Any], budget: Budget, fold: int | str, path: Path, images: str) -> Run:
+def _pretraining(part: Mapping[str, Any], budget: Budget, fold: int | str, seed: int, path: Path, images: str) -> Run:
     configs, overrides = _effective(part, budget.bundles / "pretrain")
-    name = f"pretrain/{_slug(configs, overrides) or 'mambamim'}_fold{fold}"
+    name = f"pretrain/{_slug(configs, overrides) or 'mambamim'}_fold{fold}_seed{seed}"
     folder = budget.output / name
     options = {
         "sources": [str(path)],
         "size": budget.size,
-        "seed": PRETRAIN_SEED,
+        "seed": seed,
         "max_epochs": budget.pretrain_epochs,
         "picture_interval": budget.pretrain_epochs,
         **_data_options(configs, budget),
@@ -267,8 +307,20 @@ def _pretraining(part: Mapping[str, Any], budget: Budget, fold: int | str, path:
         **budget.pretrain,
         "output_dir": str(folder),
     }
-    digest = hashlib.sha256(images.encode()).hexdigest()
-    return Run(name, folder, (_arguments(configs, options),), folder / ENCODER, f"images {digest[:16]}")
+    return Run(name, folder, (_arguments(configs, options),), folder / ENCODER, _digest(images, budget))
+
+
+def _digest(images: str, budget: Budget) -> str:
+    """Return a digest of a list of images, the same wherever the data set lies."""
+    return f"images {hashlib.sha256(images.replace(str(budget.data), '').encode()).hexdigest()[:16]}"
+
+
+def _portable(text: str, budget: Budget) -> str:
+    """Return a command with words in the place of this machine's folders."""
+    places = {budget.output: "OUTPUT", budget.data: "DATA", budget.fold_file: "FOLDS", budget.bundles: "bundles"}
+    for path in sorted((path for path in places if path and path.is_absolute()), key=lambda path: -len(str(path))):
+        text = text.replace(str(path), places[path])
+    return text
 
 
 def _data_options(configs: Sequence[Path], budget: Budget) -> dict[str, Any]:
@@ -281,9 +333,11 @@ def _data_options(configs: Sequence[Path], budget: Budget) -> dict[str, Any]:
     return options
 
 
-def _finetuning(part: Mapping[str, Any], budget: Budget, fold: int | str, seed: int, start: Run | None) -> Run:
+def _finetuning(
+    part: Mapping[str, Any], budget: Budget, fold: int | str, seed: int, start: Run | None, images: str
+) -> Run:
     configs, overrides = _effective(part, budget.bundles / budget.bundle)
-    origin = start.folder.name.removesuffix(f"_fold{fold}") if start else "scratch"
+    origin = start.folder.name.replace(f"_fold{fold}", "") if start else "scratch"
     own = [] if any(path.parent.name == "networks" for path in configs) else ["hymamba"]
     network = "_".join(filter(None, [*own, _slug(configs, overrides)]))
     name = f"finetune/{network}_from_{origin}_fold{fold}_seed{seed}"
@@ -305,7 +359,9 @@ def _finetuning(part: Mapping[str, Any], budget: Budget, fold: int | str, seed: 
         _arguments(configs, {**schedule, **weights, **options}),
         _arguments([*configs, evaluate], {**evaluation, **options}),
     )
-    return Run(name, folder, steps, folder / "eval" / "summary.md", after=start)
+    commands = [_portable(shlex.join(step), budget) for step in (*(start.steps if start else ()), *steps)]
+    kept = Kept(budget.results / f"{folder.name}.json", (*commands, _digest(images, budget)))
+    return Run(name, folder, steps, folder / "eval" / "metrics.csv", after=start, kept=kept)
 
 
 def _effective(part: Mapping[str, Any], bundle: Path) -> tuple[list[Path], dict[str, Any]]:

@@ -6,6 +6,7 @@ What is finished is on record in the folder of each run, in `run.json`, so the s
 import json
 import os
 import platform
+import re
 import shlex
 import signal
 import subprocess
@@ -22,10 +23,12 @@ from statistics import mean
 from typing import Protocol
 
 from mambamim_nets.reproduce.plan import RECORD, Run, replacing
+from mambamim_nets.reproduce.results import keep
 
 __all__ = ["Launch", "Launcher", "duration", "execute", "listed", "terminable", "threads_each", "typed"]
 
 PACKAGES = ("mambamim-nets", "torch", "monai", "pytorch-ignite", "numpy")
+DEVICE = re.compile(r"^  device +(\S+)$", re.MULTILINE)  # as every bundle's log announces it
 LAST_LINES = 12  # of the log of a failed run
 HEARTBEAT = 600  # seconds between two lines of progress while nothing ends
 PATIENCE = 20  # seconds between the request to stop and the end by force
@@ -214,7 +217,10 @@ def _perform(run: Run, launch: Launch) -> str:
             return f"exit status {status}"
     if not run.result.is_file():
         return f"no {run.result.name} was written"
-    _write_record(run, seconds=round(time.monotonic() - begun, 1), **_circumstances())
+    facts = {"seconds": round(time.monotonic() - begun, 1), **_circumstances(), "device": _devices(run)}
+    _write_record(run, **facts)
+    if run.kept is not None:
+        keep(run.result, run.kept, facts)
     return ""
 
 
@@ -240,6 +246,12 @@ def _left(todo: Mapping[Run, float], took: Mapping[Run, float], jobs: int) -> st
 def _write_record(run: Run, **facts: object) -> None:
     with replacing(run.folder / RECORD) as part:
         part.write_text(json.dumps({"settings": run.settings(), **facts}, indent=1) + "\n", encoding="utf-8")
+
+
+def _devices(run: Run) -> str:
+    """Return the devices that the run's log names."""
+    log = run.log.read_text(encoding="utf-8", errors="replace") if run.log.is_file() else ""
+    return ", ".join(sorted(set(DEVICE.findall(log))))
 
 
 def _circumstances() -> dict[str, object]:

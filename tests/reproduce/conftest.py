@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from helpers import BUNDLES, option
 
-from mambamim_nets.reproduce.plan import Budget
+from mambamim_nets.reproduce.plan import Budget, Run
+from mambamim_nets.reproduce.results import keep
 
 
 @pytest.fixture(scope="session")
@@ -35,12 +36,14 @@ def budget(data, tmp_path) -> Callable[..., Budget]:
     usual: dict[str, Any] = {
         "data": data,
         "output": tmp_path / "out",
+        "results": tmp_path / "out" / "results",
         "bundles": BUNDLES,
         "bundle": "msd_seg",
         "task": "Task04_Hippocampus",
         "size": "tiny",
         "folds": (0,),
         "seeds": (0,),
+        "pretrain_seeds": (0,),
         "train_cases": 4,
         "finetune_epochs": 2,
         "pretrain_epochs": 3,
@@ -50,17 +53,16 @@ def budget(data, tmp_path) -> Callable[..., Budget]:
     return lambda **changes: Budget(**{**usual, **changes})
 
 
-def write_summary(folder: Path, anterior: float, posterior: float, cases: int = 2) -> None:
-    """Write what an evaluation writes, as far as the report reads it."""
+def write_metrics(folder: Path, anterior: float, posterior: float, cases: int = 2) -> None:
+    """Write what an evaluation writes, as far as it is kept: cases that lie 0.02 apart around the given Dice."""
     (folder / "eval").mkdir(parents=True, exist_ok=True)
-    dice = {"anterior": anterior, "posterior": posterior, "mean": (anterior + posterior) / 2}
-    with (folder / "eval" / "summary.csv").open("w", newline="") as file:
+    with (folder / "eval" / "metrics.csv").open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["name", "metric", "mean", "std", "median", "n", "missing"])
-        for name, value in dice.items():
-            writer.writerow([name, "dice", f"{value:.6f}", "0.1", "0.5", cases, 0])
-            writer.writerow([name, "hd95_mm", "2.0", "0.1", "0.5", cases, 0])
-    (folder / "eval" / "summary.md").write_text("done")
+        writer.writerow(["case", "label", "name", "dice", "hd95_mm", "surface_dice", "missing"])
+        for number in range(cases):
+            off = 0.02 * (number - (cases - 1) / 2)
+            for label, (name, dice) in enumerate({"anterior": anterior, "posterior": posterior}.items(), 1):
+                writer.writerow([f"case_{number:02d}", label, name, f"{dice + off:.6f}", "2.0", "0.9", 0])
 
 
 class Fake:
@@ -100,7 +102,7 @@ class Fake:
             start = option(arguments, "pretrained")
             assert start is None or Path(start).is_file()
         elif status == 0:
-            write_summary(folder, 0.8, 0.6)
+            write_metrics(folder, 0.8, 0.6)
         if status:
             with log.open("a") as file:
                 file.write("ValueError: the reason\n")
@@ -121,5 +123,12 @@ def fake() -> type[Fake]:
 
 
 @pytest.fixture
-def summary() -> Callable[..., None]:
-    return write_summary
+def measured() -> Callable[..., None]:
+    """Return a function that leaves what a finished fine-tuning leaves."""
+
+    def write(run: Run, anterior: float, posterior: float, cases: int = 2) -> None:
+        assert run.kept is not None
+        write_metrics(run.folder, anterior, posterior, cases)
+        keep(run.result, run.kept, {"date": "2026-11-27", "device": "cpu"})
+
+    return write

@@ -1,6 +1,7 @@
 """The command: its errors, its exit status, a dry run, and one row through the real bundles."""
 
 import re
+import shutil
 import sys
 
 import pytest
@@ -26,7 +27,7 @@ def call(data, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--table", ""], "--table '' is unknown; it must be one of networks, mask_ratio"),
+        (["--table", ""], "--table '' is unknown; it must be one of few_labels, networks, mask_ratio"),
         (["--data", ""], "--data is missing: name the folder"),
         (["--data", "nowhere"], "--data nowhere does not exist"),
         (["--bundles", "nowhere"], "--bundles nowhere does not exist; start from the repository's root"),
@@ -53,13 +54,14 @@ def test_a_dry_run_prints_commands_and_writes_nothing(call, tmp_path):
 
 
 def test_a_failure_gives_status_1_and_the_next_call_retries_it_only(call, fake, tmp_path):
-    broken = fake(**{"hymamba_scan-zigzag_from_mambamim_fold0_seed0": 1})
+    broken = fake(**{"hymamba_scan-zigzag_from_mambamim_seed0_fold0_seed0": 1})
     status, out, error = call(launch=broken)
     assert status == 1 and "1 runs failed" in error and "rows done 3 of 4" in out
     assert "Partial: 3 of 4" in (tmp_path / "out" / "scan.md").read_text()
     mended = fake()
     status, out, _ = call(launch=mended)
-    assert status == 0 and {name for name, _ in mended.started} == {"hymamba_scan-zigzag_from_mambamim_fold0_seed0"}
+    assert status == 0
+    assert {name for name, _ in mended.started} == {"hymamba_scan-zigzag_from_mambamim_seed0_fold0_seed0"}
     assert "Partial" not in (tmp_path / "out" / "scan.md").read_text()
     assert main(["--table", "scan"]) == 2
 
@@ -70,6 +72,23 @@ def test_other_settings_in_the_same_folder_are_refused_before_anything_runs(call
     for others in ((), ("--only", "Zigzag")):  # a table never mixes budgets, whichever rows are run
         status, _, error = call("--finetune_epochs", "71", *others, launch=untouched)
         assert status == 2 and "made with other settings (70 there, 71 here)" in error and not untouched.started
+
+
+def test_kept_results_are_not_run_again_on_another_day_or_machine(call, fake, tmp_path):
+    kept = ("--results", str(tmp_path / "kept"))
+    assert call("--only", "Raster", *kept, launch=fake())[0] == 0
+    shutil.rmtree(tmp_path / "out")
+    later = fake()
+    status, out, _ = call(*kept, "--only", "Raster", "--only", "Zigzag", launch=later)
+    zigzag = "hymamba_scan-zigzag_from_mambamim_seed0_fold0_seed0"
+    assert status == 0 and "3 runs: 1 finished before, 2 to do" in out
+    assert later.started == [("mambamim_fold0_seed0", "pretrain"), (zigzag, "train"), (zigzag, "evaluate")]
+    assert "| Raster | 1 | 70.00 ± " in (tmp_path / "out" / "scan.md").read_text()
+    for changed in ("--pretrain_epochs", "--finetune_epochs"):
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
+        status, _, error = call(*kept, changed, "5", "--only", "Raster", launch=later)
+        assert status == 2 and "was made with other settings" in error and "5 here" in error
+        assert "another --results" in error
 
 
 def test_an_interrupted_command_says_how_to_go_on(call, fake):
@@ -107,6 +126,6 @@ def test_one_row_through_the_real_bundles(tmp_path, capsys):
     measured = re.search(r"^\| mask 25 % \| 1 \| (\d+\.\d\d) \| - \| 79.31 \|", text, re.MULTILINE)
     assert measured and 0 <= float(measured[1]) <= 100
     assert "| evaluated cases | 1 (fold 0) |" in text and "pre-training: roi_size=[32,32,32]" in text
-    run = tmp_path / "out" / "finetune" / "hymamba_from_mask_ratio-0.25_fold0_seed4"
-    assert (run / "checkpoint_last.pt").is_file() and (run / "eval" / "summary.csv").is_file()
+    run = tmp_path / "out" / "finetune" / "hymamba_from_mask_ratio-0.25_seed0_fold0_seed4"
+    assert (run / "checkpoint_last.pt").is_file() and (run / "eval" / "metrics.csv").is_file()
     assert main(command) == 0, "everything is finished, so nothing is started"

@@ -31,9 +31,10 @@ def parts_of(row, bundle="msd_seg"):
 @pytest.mark.parametrize("name", TABLES)
 def test_a_table_is_well_formed(name):
     table = TABLES[name]
-    assert set(table) - {"note"} == {"title", "source", "data", "metric", "reference", "rows"}
+    assert set(table) - {"note", "pairs"} == {"title", "source", "data", "metric", "reference", "rows"}
     labels = [row["label"] for row in table["rows"]]
     assert len(set(labels)) == len(labels) and table["reference"] in labels
+    assert all(label in labels for pair in table.get("pairs", []) for label in pair)
     for row in table["rows"]:
         assert set(row) - {"note", "reference", "paper_reference"} == {"label", "paper", "pretrain", "finetune"}
         assert row["paper"] is None or 0 < row["paper"] < 100
@@ -107,9 +108,32 @@ def test_rows_share_a_pretraining_and_seeds_do_too(budget):
     assert len(runs) == len(before) + 36
     assert all(runs.index(run.after) < runs.index(run) for run in runs if run.after)
     scan = make_plan("scan", budget())
-    assert names(scan)[0] == "pretrain/mambamim_fold0" and len(scan.runs) == 1 + 4
-    both = {"pretrain/mambamim_fold0", "finetune/hymamba_from_mambamim_fold0_seed0"}
+    assert names(scan)[0] == "pretrain/mambamim_fold0_seed0" and len(scan.runs) == 1 + 4
+    both = {"pretrain/mambamim_fold0_seed0", "finetune/hymamba_from_mambamim_seed0_fold0_seed0"}
     assert set(names(plan)) & set(names(scan)) == both, "mask 75 % and raster are the defaults"
+
+
+def test_every_seed_of_pretraining_goes_with_every_seed_of_fine_tuning(budget):
+    plan = make_plan("few_labels", budget(pretrain_seeds=(3, 4), seeds=(0, 1)), ["From scratch", "MambaMIM, TOKI"])
+    before = {run.name: option(run.steps[0], "seed") for run in plan.runs if run.name.startswith("pretrain/")}
+    assert before == {f"pretrain/mambamim_fold0_seed{seed}": str(seed) for seed in (3, 4)}
+    found = [(cell.pretrain_seed, cell.seed, cell.run.after and cell.run.after.folder.name) for cell in plan.cells]
+    assert found[:2] == [(None, 0, None), (None, 1, None)], "from scratch there is nothing to repeat"
+    assert found[2:] == [(p, s, f"mambamim_fold0_seed{p}") for p in (3, 4) for s in (0, 1)]
+    assert len({cell.run.kept.path for cell in plan.cells}) == 6
+
+
+def test_what_is_kept_of_a_run_names_no_folder_and_no_machine(budget, data, tmp_path):
+    moved = shutil.copytree(data, tmp_path / "elsewhere" / "data")
+    folds = tmp_path / "folds.json"
+    folds.write_text(json.dumps([[f"case_{9 - fold:02d}", f"case_{8 - fold:02d}"] for fold in range(0, 10, 2)]))
+    here = make_plan("scan", budget(fold_file=folds)).cells[0].run.kept
+    there = make_plan("scan", budget(fold_file=folds, data=moved, output=tmp_path / "other")).cells[0].run.kept
+    assert here.settings == there.settings and len(here.settings) == 1 + 2 + 1
+    assert not any(str(tmp_path) in text or str(data) in text or str(BUNDLES) in text for text in here.settings)
+    assert "--dataset_dir DATA" in here.settings[1] and "--fold_file FOLDS" in here.settings[1]
+    folds.write_text(json.dumps([[f"case_{fold:02d}", f"case_{fold + 1:02d}"] for fold in range(0, 10, 2)]))
+    assert make_plan("scan", budget(fold_file=folds)).cells[0].run.kept.settings[-1] != here.settings[-1]
 
 
 def test_a_name_tells_apart_all_that_the_tables_ask_for():

@@ -32,7 +32,7 @@ def test_everything_runs_once_and_in_order(plan, fake):
     failed, said = run(plan, first, changed=lambda: changes.append(1))
     assert not failed and len(changes) == 8
     scratch = [(f"hymamba_from_scratch_fold0_seed{seed}", step) for seed in (0, 1) for step in ("train", "evaluate")]
-    assert first.started[:5] == [*scratch, ("mask_ratio-0.25_fold0", "pretrain")]
+    assert first.started[:5] == [*scratch, ("mask_ratio-0.25_fold0_seed0", "pretrain")]
     assert len(first.started) == 2 + 6 * 2 and first.most == 1
     assert "8 runs: 0 finished before, 8 to do" in said and "8 of 8 runs finished" in said
     record = plan.runs[0].record()
@@ -49,31 +49,32 @@ def test_runs_share_the_machine(plan, fake):
 
 
 def test_a_pretraining_counts_as_finished_when_it_has_ended(plan, fake):
-    stopped = fake(**{"mask_ratio-0.25_fold0": 1})
+    stopped = fake(**{"mask_ratio-0.25_fold0_seed0": 1})
     run(plan, stopped)
-    folder = plan.budget.output / "pretrain" / "mask_ratio-0.25_fold0"
+    folder = plan.budget.output / "pretrain" / "mask_ratio-0.25_fold0_seed0"
     assert (folder / "encoder.pt").is_file(), "of an epoch before the failure"
     again = fake()
     run(plan, again)
-    kept = "hymamba_from_mask_ratio-0.25_fold0_seed"
+    kept = "hymamba_from_mask_ratio-0.25_seed0_fold0_seed"
     assert again.started == [
-        ("mask_ratio-0.25_fold0", "pretrain"),
+        ("mask_ratio-0.25_fold0_seed0", "pretrain"),
         *((f"{kept}{seed}", step) for seed in (0, 1) for step in ("train", "evaluate")),
     ]
 
 
 def test_a_failed_run_is_reported_with_its_log_and_the_others_go_on(plan, fake):
-    broken = fake(**{"mask_ratio-0.25_fold0": 3, "hymamba_from_scratch_fold0_seed1": 1})
+    broken = fake(**{"mask_ratio-0.25_fold0_seed0": 3, "hymamba_from_scratch_fold0_seed1": 1})
     failed, said = run(plan, broken, jobs=2)
     why = {name.split("/")[1]: text for name, text in failed.items()}
     assert sorted(why) == [
-        "hymamba_from_mask_ratio-0.25_fold0_seed0",
-        "hymamba_from_mask_ratio-0.25_fold0_seed1",
+        "hymamba_from_mask_ratio-0.25_seed0_fold0_seed0",
+        "hymamba_from_mask_ratio-0.25_seed0_fold0_seed1",
         "hymamba_from_scratch_fold0_seed1",
-        "mask_ratio-0.25_fold0",
+        "mask_ratio-0.25_fold0_seed0",
     ]
-    assert why["mask_ratio-0.25_fold0"].startswith("exit status 3, log ")
-    assert why["hymamba_from_mask_ratio-0.25_fold0_seed0"].startswith("not started, because pretrain/mask_ratio-0.25")
+    assert why["mask_ratio-0.25_fold0_seed0"].startswith("exit status 3, log ")
+    waited = why["hymamba_from_mask_ratio-0.25_seed0_fold0_seed0"]
+    assert waited.startswith("not started, because pretrain/mask_ratio-0.25")
     assert "    ValueError: the reason" in said and "4 of 8 runs finished" in said
     assert ("hymamba_from_scratch_fold0_seed1", "evaluate") not in broken.started
 
@@ -87,7 +88,7 @@ def test_an_end_without_result_is_a_failure(plan, fake):
             return status
 
     failed, _ = run(plan, Forgetful())
-    assert all("no summary.md was written" in why for name, why in failed.items() if "scratch" in name)
+    assert all("no metrics.csv was written" in why for name, why in failed.items() if "scratch" in name)
     assert len(failed) == 8
 
 
@@ -110,7 +111,7 @@ def test_interrupting_ends_what_runs_and_keeps_it(plan, fake):
 
 def test_a_removed_pretraining_is_not_repeated_for_nothing(plan, fake):
     run(plan, fake())
-    folder = plan.budget.output / "pretrain" / "mask_ratio-0.25_fold0"
+    folder = plan.budget.output / "pretrain" / "mask_ratio-0.25_fold0_seed0"
     for path in folder.iterdir():
         path.unlink()
     again = fake()
