@@ -5,10 +5,13 @@ changelog, metadata schema, input and output of ``network_def``, and its export 
 """
 
 import json
+import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
-from helpers import BUNDLES, existing
+from helpers import BUNDLES, REPOSITORY, environment, existing
 from monai.bundle import ConfigParser, ckpt_export, verify_metadata, verify_net_in_out
 
 NAMES = [path.parents[1].name for path in existing(BUNDLES.glob("*/configs/metadata.json"))]
@@ -100,3 +103,15 @@ def test_network_leaves_the_bundle_as_torchscript(name, tmp_path):
     image = torch.rand(1, channels, 32, 16, 48, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         torch.testing.assert_close(torch.jit.load(tmp_path / "model.ts")(image), network(image), atol=1e-4, rtol=0)
+
+
+@pytest.mark.slow
+def test_the_unit_test_for_a_request_runs_in_the_zoo(tmp_path):
+    left = shutil.ignore_patterns("runs", "phantom", "models")
+    shutil.copytree(BUNDLES / "msd_seg", tmp_path / "models" / "msd_seg", ignore=left)
+    tests = tmp_path / "ci" / "unit_tests"
+    subprocess.run([sys.executable, str(REPOSITORY / ".ci" / "zoo_tests.py"), str(tests)], check=True)
+    assert {path.stem for path in tests.glob("test_*.py")} == {f"test_{name}" for name in NAMES if name[-4:] == "_seg"}
+    line = [sys.executable, str(tests / "test_msd_seg.py")]
+    done = subprocess.run(line, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and "Ran 1 test" in done.stderr, (done.stdout + done.stderr)[-3000:]
