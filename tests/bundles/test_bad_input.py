@@ -129,7 +129,7 @@ def test_a_wrong_number_of_channels(data, tmp_path):
 def test_an_unknown_task_lists_the_tasks(workflow, tmp_path):
     message = message_of(workflow, "msd_seg", task="Task99_Nose", output_dir=str(tmp_path / "run"))
     assert "task 'Task99_Nose' is unknown" in message
-    assert "choose one of ['Task04_Hippocampus', 'Task07_Pancreas'" in message
+    assert "choose one of ['LeftAtrium', 'Task04_Hippocampus', 'Task07_Pancreas'" in message
 
 
 def test_a_task_without_shipped_weights_refuses_inference(bundle_run, data, tmp_path):
