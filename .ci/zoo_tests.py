@@ -6,7 +6,6 @@ Each file stands alone: in the root of the zoo, where bundles lie in `models`, i
 on a few synthetic scans, with the small settings of this project's own tests.
 """
 
-import json
 import sys
 from pathlib import Path
 
@@ -71,7 +70,7 @@ def main(folder: Path) -> None:
         if not name.endswith("_seg"):
             continue
         options = {key: value for key, value in small.items() if key != "device"}
-        text = TEMPLATE.format(name=name, small=json.dumps(options), spacing=options.get("spacing"))
+        text = TEMPLATE.format(name=name, small=repr(options), spacing=options.get("spacing"))
         (folder / f"test_{name}.py").write_text(text, encoding="utf-8")
 
 

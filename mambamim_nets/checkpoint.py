@@ -41,7 +41,7 @@ _RECORD = "mambamim_nets"  # its key in _metadata, which is otherwise by module
 _OPTIONS = ("size", "scan", "seq_head", "stem_scan", "mlp_width")  # settings of networks that have options of their own
 _TASK = ("task", "channels", "classes", "labels", "points", "regions", "in_channels", "out_channels")
 _SMALL = 8192  # values; holds norms, biases, A_log and D, and the first convolutions
-_BACKGROUND = "background"
+_BACKGROUND, _LAST = "background", "out"
 _DEFAULT_ARCHITECTURE = "hymamba"  # has no file in configs/networks
 
 
@@ -351,20 +351,26 @@ def load_encoder(network: nn.Module, path: str | PathLike, adapt_input: bool = F
 
 
 def load_other_labels(network: nn.Module, path: str | PathLike, record: Mapping[str, Any]) -> LoadReport:
-    """Load all weights of a network that was trained for other labels, strictly but for its last layer.
+    """Load all weights of a network that was trained for other labels, strictly but for its last layer, `out`.
 
-    Of the last layer, whose outputs are background and labels, or regions, those are taken which have the same name in
+    Of that layer, whose outputs are background and labels, or regions, those are taken which have the same name in
     both; others keep the values that they have.
 
     Args:
-        network: as built for the labels of this run.
+        network: as built for the labels of this run, with `out` as its only layer that depends on them.
         path: .pt file of a whole network of the same kind, with a record.
         record: of this run's weights, see `stamped`.
 
     Raises:
-        FileNotFoundError, ValueError: see `read_state`; also if the file does not say what its outputs are, or none of
-            them has a name of this run, and on any missing, unexpected or differently shaped tensor of other layers.
+        FileNotFoundError, ValueError: see `read_state`; also if the network has no such layer, if the file does not say
+            what its outputs are, or none of them has a name of this run, and on any missing, unexpected or differently
+            shaped tensor of other layers.
     """
+    if not hasattr(network, _LAST):
+        raise ValueError(
+            f"network {type(network).__name__} has no single last layer {_LAST!r} whose outputs could be told apart by"
+            f" label, so it cannot take {path} as a whole; leave --pretrained_part out"
+        )
     state, held = _read(path)
     here, there = _outputs(record), _outputs(held)
     shared = [name for name in here if name in there]
@@ -374,14 +380,11 @@ def load_other_labels(network: nn.Module, path: str | PathLike, record: Mapping[
             f"weights {path} have no label of this run ({', '.join(here)}): {known}; take their encoder alone, with"
             " --pretrained_part encoder"
         )
-    own = network.state_dict()
-    last = next(reversed(own)).rpartition(".")[0]
     fitted = dict(state)
-    for key in (key for key in own if key.startswith(f"{last}.") and key in state):
-        rows = own[key].clone()
-        if len(state[key]) == len(there) and state[key].shape[1:] == rows.shape[1:]:
-            rows[[here.index(name) for name in shared]] = state[key][[there.index(name) for name in shared]]
-            fitted[key] = rows
+    for key, value in network.state_dict().items():
+        if key.startswith(f"{_LAST}.") and key in state and len(state[key]) == len(there):
+            fitted[key] = value.clone()
+            fitted[key][[here.index(name) for name in shared]] = state[key][[there.index(name) for name in shared]]
     _check(network, fitted, path)
     network.load_state_dict(fitted, strict=True)
     new = [name for name in here if name not in there]

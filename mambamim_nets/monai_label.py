@@ -17,7 +17,6 @@ from __future__ import annotations
 import copy
 import json
 import logging
-import os
 import shutil
 import subprocess
 import sys
@@ -194,7 +193,7 @@ def train(
     if code:
         raise RuntimeError(f"training of {bundle.name} ended with exit status {code}; the log above says why")
     weights = bundle / "models" / "model.pt"
-    os.replace(weights, weights.with_name(f"model_before_{number}.pt"))
+    shutil.copy2(weights, weights.with_name(f"model_before_{number}.pt"))
     save(weights, half_precision(read_state(folder / "run" / BEST)))
     logger.info("trained %s, the weights before it are model_before_%d.pt", weights, number)
     return weights

@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python tests/benchmarks/finite_check.py
 
-Windows of 48^3, four a batch, 14 classes: btcv_seg at size tiny. Prints the median of each, and of the difference.
+Windows of 48^3, four a batch, 14 classes, size tiny. Prints the median of each, and of the difference.
 """
 
 import statistics

@@ -15,6 +15,7 @@ from monai.bundle import ConfigWorkflow
 from small import SMALL
 
 from mambamim_nets import HyMambaSeg, phantom
+from mambamim_nets.prepare.__main__ import prepare
 
 KINDS = {"btcv_seg": "abdomen", "amos_seg": "amos", "brats_seg": "brain", "ctorg_seg": "ctorg", "kits23_seg": "kits"}
 KINDS |= {"fetal_landmarks": "fetal"}
@@ -30,6 +31,14 @@ def small() -> dict[str, dict[str, Any]]:
 def data(tmp_path_factory) -> Path:
     """Six labelled and two unlabelled hippocampus phantoms."""
     return phantom.write(tmp_path_factory.mktemp("data") / "hippocampus", "hippocampus", cases=6)
+
+
+@pytest.fixture(scope="module")
+def store(data, tmp_path_factory) -> Path:
+    """Prepare a store of all hippocampus phantoms."""
+    folder = tmp_path_factory.mktemp("prepared") / "store"
+    prepare(str(folder), sources=[str(data / "imagesTr"), str(data / "imagesTs")], spacing=[1, 1, 1], intensity="mr")
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -15,19 +15,10 @@ import torch
 from helpers import BUNDLES, environment, finished
 from torch.testing import assert_close
 
-from mambamim_nets.prepare.__main__ import prepare
-
 CONFIGS = [str(BUNDLES / "pretrain" / "configs" / f"{name}.json") for name in ("train", "multi_gpu_train", "store")]
 STEPS = {"epoch_iterations": 5, "max_epochs": 4, "batch_size": 4, "checkpoint_iterations": 1, "picture_interval": 100}
 PLAIN = {"optimizer": {"_target_": "torch.optim.SGD", "params": "$@network.parameters()", "lr": 0.001}, "amp": False}
 PATIENCE = 300  # seconds
-
-
-@pytest.fixture(scope="module")
-def store(data, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("prepared") / "store"
-    prepare(str(folder), sources=[str(data / "imagesTr"), str(data / "imagesTs")], spacing=[1, 1, 1], intensity="mr")
-    return folder
 
 
 class Node:

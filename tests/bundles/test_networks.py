@@ -12,7 +12,7 @@ from monai.bundle import ConfigParser
 from monai.losses import DeepSupervisionLoss
 
 from mambamim_nets import HyMamba
-from mambamim_nets.checkpoint import read_state, record_of
+from mambamim_nets.checkpoint import load_other_labels, read_state, record_of, stamped
 from mambamim_nets.records import architecture, network_record
 
 CONFIGS = BUNDLES / "msd_seg" / "configs"
@@ -175,3 +175,24 @@ def test_a_network_without_an_encoder_of_ours_starts_from_whole_weights_only(wor
     torch.save(HyMamba(size="tiny").state_dict(), tmp_path / "encoder.pt")
     with refused("holds a HyMamba, which this network has no place for"):
         workflow("msd_seg", ["train", "networks/segresnet"], pretrained=str(tmp_path / "encoder.pt"), **options).run()
+
+
+@pytest.mark.parametrize("network", ["hymamba", *NETWORKS])
+def test_weights_for_other_labels_keep_their_outputs_by_name_or_are_refused(network, tmp_path):
+    def made(*labels):
+        parser = ConfigParser()
+        parser.read_config([CONFIGS / "train.json", *(CONFIGS / f"{part}.json" for part in parts(network))])
+        numbered = {label: value for value, label in enumerate(labels, start=1)}
+        parser.update({"bundle_root": str(CONFIGS.parent), "labels": numbered, **window(network)})
+        return parser.get_parsed_content("network_def").eval(), {"labels": labels}
+
+    (theirs, record), (ours, wanted) = made("a", "b"), made("b", "a")
+    torch.save(stamped(theirs.state_dict(), record), tmp_path / "a.pt")
+    if network in ("dynunet", "mednext", "mm_unet", "nnmamba", "segresnet"):
+        with pytest.raises(ValueError, match=r"no single last layer 'out'.*leave --pretrained_part out"):
+            load_other_labels(ours, tmp_path / "a.pt", wanted)
+        return
+    load_other_labels(ours, tmp_path / "a.pt", wanted)
+    x = torch.rand(1, 1, *window(network)["roi_size"])
+    with torch.no_grad():
+        torch.testing.assert_close(ours(x)[:, [0, 2, 1]], theirs(x))

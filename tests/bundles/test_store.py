@@ -22,13 +22,6 @@ OPTIONS = {"epoch_iterations": 2, "max_epochs": 3, "batch_size": 4, "picture_int
 
 
 @pytest.fixture(scope="module")
-def store(data, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("prepared") / "store"
-    prepare(str(folder), sources=[str(data / "imagesTr"), str(data / "imagesTs")], spacing=[1, 1, 1], intensity="mr")
-    return folder
-
-
-@pytest.fixture(scope="module")
 def masked(data, tmp_path_factory):
     """A store of volumes of which some have a mask of the face."""
     folder = tmp_path_factory.mktemp("masked")

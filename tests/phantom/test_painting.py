@@ -154,8 +154,13 @@ def test_organs_of_a_scan_but_not_hollow_ones_get_the_hu_of_a_phase(quiet, monke
         assert inner.any() and abs(np.median(image[inner]) - (777 if moves else 40)) < 1
 
 
-def test_a_body_with_a_scan_is_painted_at_times_too(monkeypatch):
-    body = scanned_body()
-    monkeypatch.setattr(painting, "SCANNED", 0.0)
-    plain, with_scan = (paint(each, BTCV, SHAPE, 3) for each in (body._replace(scan=None), body))
-    assert with_scan[0].std() > 100 and with_scan[0].min() < -900 < plain[0].max()
+def test_three_quarters_of_the_crops_of_a_body_with_a_scan_show_it(monkeypatch):
+    drawn = []
+    for name in ("_painted", "_deformed_scan"):
+        made = getattr(painting, name)
+        monkeypatch.setattr(painting, name, lambda *given, name=name, made=made: drawn.append(name) or made(*given))
+    for seed in range(40):
+        paint(scanned_body(), BTCV, (8, 8, 8), seed)
+    assert len(drawn) == 40 and 22 <= drawn.count("_deformed_scan") <= 38
+    paint(scanned_body()._replace(scan=None), BTCV, (8, 8, 8), 0)
+    assert drawn[-1] == "_painted"

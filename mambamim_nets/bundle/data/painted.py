@@ -26,9 +26,8 @@ class PaintedCrops(Randomizable, Dataset):
     Args:
         sources: bodies: a label map, {"path": file, "names": "btcv" | "amos" | "totalsegmentator"}, or a folder with
             one and with the names of its labels, {"path": folder}, both with "scan", the CT that was labelled, if
-            crops of it are wanted too; phantoms, {"phantom": kind, "subjects": n}; organs
-            that are placed into the bodies, {"organs": folder}. "weight" (1.0) of a body is its relative share of the
-            crops.
+            crops of it are wanted too; phantoms, {"phantom": kind, "subjects": n}; organs that are placed into the
+            bodies, {"organs": folder}. "weight" (1.0) of a body is its relative share of the crops.
         labels: name -> label value of the task.
         roi_size: (D, H, W) of a crop in voxels.
         spacing: mm, the same on every axis.
