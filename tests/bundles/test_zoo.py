@@ -106,12 +106,13 @@ def test_network_leaves_the_bundle_as_torchscript(name, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_unit_test_for_a_request_runs_in_the_zoo(tmp_path):
+@pytest.mark.parametrize("name", ["msd_seg", "pretrain", "brain_cls", "fetal_landmarks"])
+def test_the_unit_test_for_a_request_runs_in_the_zoo(name, tmp_path):
     left = shutil.ignore_patterns("runs", "phantom", "models")
-    shutil.copytree(BUNDLES / "msd_seg", tmp_path / "models" / "msd_seg", ignore=left)
+    shutil.copytree(BUNDLES / name, tmp_path / "models" / name, ignore=left)
     tests = tmp_path / "ci" / "unit_tests"
     subprocess.run([sys.executable, str(REPOSITORY / ".ci" / "zoo_tests.py"), str(tests)], check=True)
-    assert {path.stem for path in tests.glob("test_*.py")} == {f"test_{name}" for name in NAMES if name[-4:] == "_seg"}
-    line = [sys.executable, str(tests / "test_msd_seg.py")]
+    assert {path.stem for path in tests.glob("test_*.py")} == {f"test_{bundle}" for bundle in NAMES}
+    line = [sys.executable, str(tests / f"test_{name}.py")]
     done = subprocess.run(line, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and "Ran 1 test" in done.stderr, (done.stdout + done.stderr)[-3000:]
