@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -105,6 +106,31 @@ def test_a_queue_that_ends_a_run_costs_no_step(workflow, store, tmp_path, small)
     assert 2 <= stopped < 40 and f"stopped after step {stopped}, in epoch 1" in output
     made = run(workflow, store, tmp_path / "parts", "store", epoch_iterations=40, max_epochs=1, stop_in_epoch=1)
     assert made.parser.get_parsed_content("train#trainer").state.iteration == stopped + 1, "it goes on with the next"
+
+
+@pytest.mark.slow
+def test_ten_signals_at_random_steps_cost_no_step(workflow, store, tmp_path):
+    def stop(number, frame):
+        raise KeyboardInterrupt
+
+    options = {**OPTIONS, "epoch_iterations": 4, "max_epochs": 4}
+    run(workflow, store, tmp_path / "whole", "store", **options)
+    options |= {"store": str(store), "output_dir": str(tmp_path / "parts")}
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        for step in sorted(random.Random(0).sample(range(1, 16), 10)):
+            made = workflow("pretrain", ["train", "store"], **options)
+            trainer = made.parser.get_parsed_content("train#trainer")
+            trainer.add_event_handler(Events.ITERATION_STARTED(once=step), lambda: os.kill(os.getpid(), signal.SIGTERM))
+            with pytest.raises(KeyboardInterrupt):
+                made.run()
+            made.finalize()
+            assert saved(tmp_path / "parts")["trainer"]["iteration"] == step
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    finished(workflow("pretrain", ["train", "store"], **options))
+    whole, parts = saved(tmp_path / "whole", "encoder.pt"), saved(tmp_path / "parts", "encoder.pt")
+    assert all(torch.equal(whole[key], parts[key]) for key in whole)
 
 
 @pytest.mark.slow
