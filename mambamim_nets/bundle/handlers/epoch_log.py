@@ -26,7 +26,7 @@ __all__ = ["EpochLog", "TrainingCurves", "ValidationLog", "curves_of", "read_pro
 logger = logging.getLogger("mambamim_nets")
 TABLE, PICTURE = "progress.csv", "progress.png"
 EPOCH, RATE, SECONDS = "epoch", "learning rate", "seconds"  # columns of every row
-PROBED = "probe_"  # how columns of a `LinearProbe` begin
+PROBED, PROBED_LABEL = "probe_", "probe_dice of "  # how columns of a `LinearProbe`, and of one of its labels, begin
 SHARE = 0.02  # of a run's time, that drawing may take
 SOONEST = 10.0  # seconds of a run before its first picture, unless it ends before
 
@@ -111,9 +111,9 @@ class TrainingCurves:
 
     A row has the epoch, the training's metrics, learning rate and seconds of the epoch with its validation, and of a
     validation its metrics, by structure too where `ValidationLog` has left them in ``state.by_structure``; what a
-    `LinearProbe` has left in the trainer's ``state.probed`` is there too. The picture
-    is drawn anew after every epoch from ten seconds on; where this would take more than a fiftieth of the time, as
-    often as that allows, and always after the last.
+    `LinearProbe` has left in the trainer's ``state.probed`` is there too, and in a row of epoch 0 what it has left in
+    ``state.probed_before``. The picture is drawn anew after every epoch from ten seconds on; where this would take more
+    than a fiftieth of the time, as often as that allows, and always after the last.
 
     Args:
         folder: of both files.
@@ -127,7 +127,7 @@ class TrainingCurves:
 
     def start(self, epoch: int) -> None:
         """Begin after an epoch, 0 where nothing is resumed: rows of later ones are dropped, since they are repeated."""
-        self.rows = [row for row in read_progress(self.folder / TABLE) if row[EPOCH] <= epoch]
+        self.rows = [row for row in read_progress(self.folder / TABLE) if row[EPOCH] <= epoch] if epoch else []
         self.ended = self.started = time.monotonic()
 
     def add(self, trainer: Trainer, evaluator: Evaluator | None, rate: float) -> None:
@@ -138,6 +138,8 @@ class TrainingCurves:
             row |= _numbers(evaluator.state.metrics) | getattr(evaluator.state, "by_structure", {})
         row |= getattr(trainer.state, "probed", {})
         self.ended = now
+        if not self.rows and (before := getattr(trainer.state, "probed_before", {})):
+            self.rows.append({EPOCH: 0.0} | before)
         self.rows.append(row)
         columns = list(dict.fromkeys(key for row in self.rows for key in row))
         lines = ([f"{row[key]:.6g}" if key in row else "" for key in columns] for row in self.rows)
@@ -167,7 +169,9 @@ def curves_of(
     panels = {"training": trained, "validation": validated, **({"probe": probed[:MOST_CURVES]} if probed else {})}
     panels |= {RATE: [RATE], "seconds of an epoch": [SECONDS]}
     return {
-        panel: {name: [(row[EPOCH], row[name]) for row in rows if name in row] for name in names}
+        panel: {
+            name.removeprefix(PROBED_LABEL): [(row[EPOCH], row[name]) for row in rows if name in row] for name in names
+        }
         for panel, names in panels.items()
     }
 

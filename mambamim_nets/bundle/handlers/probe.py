@@ -40,7 +40,8 @@ class LinearProbe:
     """Measure a linear segmentation on the features of a frozen encoder before training and after epochs.
 
     The mean Dice over the labels, and that of each, become curves of TensorBoard, a line of the log, and columns of
-    `progress.csv`. Training is not changed. Of several processes the first one measures, and the others wait.
+    `progress.csv`, whose epoch 0 is that before training. Training is not changed. Of several processes the first one
+    measures, and the others wait.
 
     Args:
         network: a pre-training model (``pretraining.base``), possibly wrapped for distributed training.
@@ -78,7 +79,7 @@ class LinearProbe:
         generator = torch.Generator().manual_seed(0)
         self.voxels = [_some_of_each(label, len(self.labels) + 1, generator) for _, label in self.crops["training"]]
         if engine.state.iteration == 0:
-            self._measure(engine, 0)
+            engine.state.probed_before = self._measure(engine, 0)
 
     def _forget(self, engine: Trainer) -> None:
         engine.state.probed = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ __all__ = ["curves_figure"]
 
 Curves = Mapping[str, Sequence[tuple[float, float]]]  # name -> points (epoch, value)
 MOST_CURVES = 15  # in one panel; of more structures the mean alone is drawn
+NAME_WIDTH = 30  # letters of a curve's name on a line, beside the panel
 
 
 def curves_figure(
@@ -55,7 +57,8 @@ def _draw(axes: Axes, title: str, curves: Curves, last: bool) -> None:
         if points:
             epochs, values = zip(*points, strict=True)
             marker = "." if len(points) < 40 else ""
-            axes.plot(epochs, values, color=COLOURS[number], linewidth=1.2, marker=marker, markersize=4, label=name)
+            label = textwrap.fill(name, NAME_WIDTH)
+            axes.plot(epochs, values, color=COLOURS[number], linewidth=1.2, marker=marker, markersize=4, label=label)
     if len(curves) > 1:
         legend = axes.legend(
             fontsize=6, frameon=False, labelcolor=TEXT, loc="center left", bbox_to_anchor=(1.0, 0.5), borderaxespad=0.3

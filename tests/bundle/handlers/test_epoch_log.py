@@ -126,6 +126,21 @@ def test_epochs_that_are_repeated_replace_their_rows(tmp_path):
     assert [row["epoch"] for row in read_progress(tmp_path / "progress.csv")] == [1.0], "a run from its start"
 
 
+def test_a_probe_before_training_is_the_row_of_epoch_0(tmp_path):
+    for start in (0, 1, 0):
+        curves = TrainingCurves(tmp_path)
+        curves.start(start)
+        trainer = engine(start + 1, train_loss=0.5)
+        trainer.state.probed = {"probe_dice": 0.4}
+        if start == 0:
+            trainer.state.probed_before = {"probe_dice": 0.3}
+        curves.add(trainer, None, 0.1)
+        rows = read_progress(tmp_path / "progress.csv")
+        assert [row["epoch"] for row in rows] == [0.0, 1.0, 2.0][: start + 2]
+        assert rows[0] == {"epoch": 0.0, "probe_dice": 0.3} and rows[-1]["probe_dice"] == 0.4
+    assert curves_of(rows)["probe"]["probe_dice"] == [(0.0, 0.3), (1.0, 0.4)]
+
+
 def test_short_epochs_are_not_drawn_each_but_the_last_is(tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr("mambamim_nets.bundle.handlers.epoch_log.save_figure", lambda *a, **k: drawn.append(a))
@@ -155,5 +170,7 @@ def test_curves_are_those_of_training_and_validation(tmp_path):
     assert curves["validation"]["anterior"] == [(2.0, 0.2), (4.0, 0.4)]
     many = [{"epoch": 1.0, "val_mean_dice": 0.5, **{f"class {number}": 0.5 for number in range(40)}}]
     assert list(curves_of(many)["validation"]) == ["val_mean_dice"]
-    probed = curves_of([{"epoch": 1.0, "train_loss": 1.0, "val_loss": 2.0, "probe_dice": 0.3}])
-    assert list(probed["probe"]) == ["probe_dice"] and list(probed["validation"]) == ["val_loss"]
+    probed = curves_of(
+        [{"epoch": 1.0, "train_loss": 1.0, "val_loss": 2.0, "probe_dice": 0.3, "probe_dice of liver": 0.3}]
+    )
+    assert list(probed["probe"]) == ["probe_dice", "liver"] and list(probed["validation"]) == ["val_loss"]

@@ -102,6 +102,7 @@ def test_what_features_show_is_found_and_training_does_not_notice(caplog):
     assert {row[0] for row in rows} == {"probe_dice", "probe_dice/liver", "probe_dice/spleen"}
     assert all(row[1] > 0.97 for row in rows)
     assert trainer.state.probed["probe_dice of liver"] == rows[-2][1]
+    assert trainer.state.probed_before["probe_dice of liver"] == rows[1][1]
     for when in ("before training", "after epoch 2/3", "after epoch 3/3"):
         assert re.search(rf"probe {when}: Dice [01]\.\d{{4}}, liver [01]\.\d{{4}}, spleen ", caplog.text)
 

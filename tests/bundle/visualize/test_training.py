@@ -21,5 +21,14 @@ def test_each_panel_has_its_curves_without_what_is_not_finite():
     assert picture.shape[2] == 3 and picture.std() > 0
 
 
+def test_long_names_are_not_cut_off():
+    name = "portal vein and splenic vein of the left side"
+    figure = curves_figure({"Dice": {name: [(1, 0.5)], "liver": [(1, 0.25)]}})
+    figure_array(figure)
+    legend = figure.axes[0].get_legend()
+    assert " ".join(legend.get_texts()[0].get_text().split()) == name
+    assert legend.get_window_extent().x1 <= figure.bbox.x1
+
+
 def test_a_run_without_values_is_an_empty_picture():
     assert curves_figure({}).axes == []
