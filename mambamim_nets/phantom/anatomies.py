@@ -37,10 +37,10 @@ TOTALSEGMENTATOR = {
     1: "spleen", 2: "right kidney", 3: "left kidney", 4: "gallbladder", 5: "liver", 6: "stomach", 7: "pancreas",
     8: "right adrenal gland", 9: "left adrenal gland", 15: "oesophagus", 16: "trachea", 18: "bowel", 19: "duodenum",
     20: "colon", 21: "urinary bladder", 22: "prostate or uterus", 51: "heart", 52: "aorta", 53: "heart",
-    63: "inferior vena cava", 64: "portal and splenic veins", 79: "cord", 90: "cord",
+    63: "inferior vena cava", 64: "portal and splenic veins", 79: "cord", 90: "cord", 117: "cartilage",
 } | dict.fromkeys(range(10, 15), "lung") | dict.fromkeys(range(54, 63), "great vessel") \
   | dict.fromkeys(range(65, 69), "great vessel") | dict.fromkeys(range(80, 90), "muscle") \
-  | dict.fromkeys([*range(25, 51), *range(69, 79), *range(91, 118)], "bone")  # fmt: skip
+  | dict.fromkeys([*range(25, 51), *range(69, 79), *range(91, 117)], "bone")  # fmt: skip
 """TotalSegmentator v2, task total: id to name; names of the AMOS and BTCV organs are those of the phantom."""
 NAMES = {"btcv": KINDS["abdomen"].labels, "amos": KINDS["amos"].labels, "totalsegmentator": TOTALSEGMENTATOR}
 

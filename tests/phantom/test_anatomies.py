@@ -115,6 +115,7 @@ def test_the_names_of_all_maps_agree():
     assert set(BTCV.values()) - {"portal and splenic veins"} <= set(NAMES["amos"].values())
     assert set(BTCV.values()) | set(NAMES["amos"].values()) <= set(NAMES["totalsegmentator"].values())
     assert set(NAMES["totalsegmentator"].values()) <= set(TISSUES) | {"bone", "muscle"}
+    assert (NAMES["totalsegmentator"][116], NAMES["totalsegmentator"][117]) == ("bone", "cartilage"), "of the ribs"
 
 
 @pytest.mark.parametrize(
