@@ -26,12 +26,6 @@ PARAMETERS = {
 every_network = pytest.mark.parametrize("network", NETWORKS)
 
 
-def slow_but_for(*quick: str) -> pytest.MarkDecorator:
-    """Parametrise over all networks; those that are not named are slow."""
-    marks = {name: [] if name in quick else [pytest.mark.slow] for name in NETWORKS}
-    return pytest.mark.parametrize("network", [pytest.param(name, marks=marks[name]) for name in NETWORKS])
-
-
 def parts(network: str) -> list[str]:
     return [] if network == "hymamba" else [f"networks/{network}"]
 
@@ -99,7 +93,9 @@ def test_base_is_the_published_network(network):
     assert round(millions, 2) == PARAMETERS[network]
 
 
-@slow_but_for("mm_unet")
+@pytest.mark.parametrize(
+    "network", [pytest.param(name, marks=[] if name == "mm_unet" else [pytest.mark.slow]) for name in NETWORKS]
+)
 def test_it_trains_evaluates_and_segments(workflow, data, weights, network, tmp_path):
     path = weights(network)
     record = record_of(read_state(path))
@@ -121,8 +117,10 @@ def test_it_trains_evaluates_and_segments(workflow, data, weights, network, tmp_
         assert set(np.unique(np.asarray(result.dataobj))) <= {0, 1, 2}
 
 
-@slow_but_for()
-def test_it_can_learn_one_crop_by_heart(workflow, data, network, tmp_path):
+@pytest.mark.slow
+@pytest.mark.parametrize("network", ["dynunet", "mm_unet"])
+def test_the_loss_of_a_configuration_teaches_one_crop_by_heart(workflow, data, network, tmp_path):
+    """With deep supervision and without; that our networks learn is tested with them, and MONAI tests its own."""
     options = {"dataset_dir": str(data), "output_dir": str(tmp_path), "crops_per_scan": 1, **window(network)}
     made = workflow("msd_seg", ["train", *parts(network)], **options)
     model, loss, targets, dataset = (
