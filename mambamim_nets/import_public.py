@@ -212,7 +212,7 @@ def convert(weights: str, output: str) -> str:
 def main() -> None:
     """Run the command; a refusal is one sentence."""
     try:
-        fire.Fire(convert)
+        fire.Fire(convert, name="python -m mambamim_nets.import_public")
     except (ValueError, OSError) as error:
         sys.exit(str(error))
 

@@ -217,7 +217,7 @@ def main() -> None:
     """Run the command; a refusal is one sentence."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        fire.Fire(lay_out, serialize=lambda _: "")
+        fire.Fire(lay_out, name="python -m mambamim_nets.monai_label", serialize=lambda _: "")
     except (ValueError, OSError) as error:
         sys.exit(str(error))
 

@@ -364,13 +364,19 @@ def shipped_weights(bundle_root: str, weights: str | Sequence[str] | None) -> st
     """Return the path of the weights that the bundle ships for a task; of an ensemble, all of its paths.
 
     Raises:
-        ValueError: if it ships none for this task.
+        ValueError: if it ships none for this task, or a file of them is not there, as in a bundle that was planned and
+            is not trained yet.
     """
-    if not weights:
+    paths = [str(Path(bundle_root, path)) for path in weights_files(weights)]
+    if missing := [path for path in paths if not Path(path).is_file()]:
+        raise ValueError(
+            f"this bundle ships no weights yet, there is no {missing[0]}; train first, then give --checkpoint"
+            " path/to/model_best.pt, or put them there by promote.json"
+        )
+    if not paths:
         raise ValueError(
             "this bundle ships no weights for this task; train first, then give --checkpoint path/to/model_best.pt"
         )
-    paths = [str(Path(bundle_root, path)) for path in weights_files(weights)]
     return paths[0] if isinstance(weights, str) else paths
 
 

@@ -54,9 +54,8 @@ def convert(
     Args:
         dataset_dir: folder of the DICOM files, searched below; a series lies in one folder, its labels anywhere.
         output: folder of the data set that is made, outside of the first.
-        labels: which structures to take, such as "['liver','spleen']", or what to call them, such as
-            "{'liver': ['Liver','LIVER'], 'spleen': 'Spleen'}", in the order of their label values; by default all,
-            in the order of the alphabet.
+        labels: structures to take, such as "['liver','spleen']", or new names, such as "{'liver': ['Liver','LIVER']}",
+            in the order of their label values; by default all, in the order of the alphabet.
         priority: labels that may overlap, such as "['tumour','liver']": a voxel of several becomes the first of them.
             By default overlaps are refused.
         kind: SEG or RTSTRUCT, where the folder holds both and one is to be taken.
@@ -274,7 +273,7 @@ def main() -> None:
     """Run the command; a refusal is one sentence."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        fire.Fire(convert)
+        fire.Fire(convert, name="python -m mambamim_nets.convert_dicom")
     except (ValueError, OSError, ImportError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:

@@ -26,6 +26,9 @@ class TokenInterpolation(nn.Module):
     Args:
         channels: token width C.
         transition: "diagonal", A' = -exp(a) per channel, stable by construction; "full", a C x C matrix A'.
+
+    Raises:
+        ValueError: on another transition.
     """
 
     def __init__(self, channels: int, transition: Literal["diagonal", "full"] = "diagonal") -> None:

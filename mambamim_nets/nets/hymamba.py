@@ -70,6 +70,9 @@ class HyMamba(nn.Module):
 
     Attributes:
         widths: channels of the five feature maps, strides 1, 2, 4, 8, 16.
+
+    Raises:
+        ValueError: on an unknown size or scan order, less than one channel, or a negative depth.
     """
 
     kind = "HyMamba"
@@ -248,6 +251,9 @@ class HyMambaSeg(nn.Module):
         scan_seed: see `HyMamba`.
         mamba_depth: see `HyMamba`.
         norm_eps: see `HyMamba`.
+
+    Raises:
+        ValueError: as `HyMamba`, and on less than one class.
     """
 
     def __init__(

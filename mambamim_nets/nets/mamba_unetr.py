@@ -55,6 +55,9 @@ class VisionMamba(nn.Module):
 
     Attributes:
         widths: channels of the one map, at stride 16, that pre-training reads.
+
+    Raises:
+        ValueError: on an unknown size or scan order, or less than one channel.
     """
 
     kind = "VisionMamba"
@@ -166,6 +169,9 @@ class MambaUNETR(nn.Module):
         bidirectional: see `VisionMamba`.
         scan_seed: see `VisionMamba`.
         norm_eps: see `VisionMamba`.
+
+    Raises:
+        ValueError: as `VisionMamba`, and on less than one class.
     """
 
     def __init__(

@@ -191,6 +191,9 @@ class NNMambaSeg(nn.Module):
         final_act: end in a ReLU as the public code does; then no logit is below 0.
         deep_supervision: in training mode return a list of logits at strides 1, 2, 4, 8, as MONAI's
             `DeepSupervisionLoss` takes it; adds a 1^3 convolution for each of the last three.
+
+    Raises:
+        ValueError: a number of channels or blocks is below 1.
     """
 
     def __init__(
@@ -274,6 +277,9 @@ class NNMambaClassifier(nn.Module):
         blocks: residual blocks of a stage.
         dropout: in the MLP.
         mlp_width: hidden width of the MLP, Linear 14C -> mlp_width -> out_channels; None: C, as published.
+
+    Raises:
+        ValueError: on an unknown switch value, or a number of channels, blocks or features below 1.
     """
 
     def __init__(

@@ -374,7 +374,7 @@ def main() -> None:
     """Run the command; a refusal is one sentence."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        fire.Fire(plan)
+        fire.Fire(plan, name="python -m mambamim_nets.plan")
     except (ValueError, OSError, RuntimeError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:

@@ -83,7 +83,7 @@ def segment_code(name: str) -> dict[str, Any] | None:
         from pydicom.sr._cid_dict import cid_concepts
         from pydicom.sr.codedict import codes
     except ImportError:
-        logger.warning("no codes for DICOM-SEG without pydicom: pip install 'mambamim_nets[dicom]', then plan again")
+        logger.warning("no codes for DICOM-SEG without pydicom: pip install pydicom, then plan again")
         return None
     tokens = [AMERICAN.get(token, token) for token in _tokens(name)]
     side = next((s for s, words in (("left", LEFT), ("right", RIGHT)) if set(tokens) & set(words)), None)

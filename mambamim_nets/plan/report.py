@@ -91,7 +91,7 @@ def bundle_page(
     held = f"{fingerprint['cases']} cases of {fingerprint['subjects']} subjects"
     held = f"{held}; {counts['CT']} in HU, {counts['other']} not."
     train = f"python -m monai.bundle run --config_file bundles/{bundle}/configs/train.json"
-    both = f"\"['bundles/{bundle}/configs/train.json','bundles/{bundle}/configs/evaluate.json']\""
+    both = f"'bundles/{bundle}/configs/train.json','bundles/{bundle}/configs/evaluate.json'"
     other_gpus = []
     if rows:
         table = [_row("GPU (GiB)", "roi_size", "crops in a step", "estimate (GiB)"), _row(*["---"] * 4)]
@@ -120,9 +120,11 @@ def bundle_page(
         "Not measured yet.",
         "## MONAI Bundle Commands",
         "From the folder that holds `bundles`:",
-        f"```\n{train} --fold 0\npython -m monai.bundle run --config_file {both} --fold 0\n"
+        f'```\n{train} --fold 0\npython -m monai.bundle run --config_file "[{both}]" --fold 0\n'
+        f"python -m monai.bundle run --config_file \"[{both},'bundles/{bundle}/configs/promote.json']\" --fold 0\n"
         f"python -m monai.bundle run --config_file bundles/{bundle}/configs/inference.json --input scan.nii.gz"
-        f" --checkpoint path/to/model_best.pt\n```",
+        " --output_dir results\n```",
+        "The third puts the weights into `models/model.pt`, which the last takes; other weights: `--checkpoint`.",
         *other_gpus,
         "Planned by",
         f"```\n{command}\n```",

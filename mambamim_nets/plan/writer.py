@@ -100,7 +100,11 @@ def bundle_files(
     }
     of_body = {key: decisions[key] for key in OF_BODY if key in decisions}
     whys = {f"{key}_why": Decision(held.why, "") for key, held in of_body.items()}
-    new = {"phantom": Decision(None, ""), "shipped": Decision(None, ""), "dataset_dir": Decision("phantom", "")}
+    new = {
+        "phantom": Decision(None, ""),
+        "shipped": Decision("models/model.pt", ""),  # where promote.json puts them
+        "dataset_dir": Decision("phantom", ""),
+    }
     values = {key: held.value for key, held in of_body.items()}
     files = {
         "configs/train.json": task_block(head | training | whys) + _body(source / "train.json", values),

@@ -248,7 +248,7 @@ def main() -> None:
     """Run the command; a refusal is one sentence."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        fire.Fire(prepare)
+        fire.Fire(prepare, name="python -m mambamim_nets.prepare")
     except (ValueError, OSError) as error:
         sys.exit(str(error))
     except KeyboardInterrupt:

@@ -54,11 +54,16 @@ def test_only_what_both_say_can_differ_from_pre_training():
     assert other_pretraining({}, run, (32, 32, 32)) == ""
 
 
-def test_a_task_without_shipped_weights():
-    assert shipped_weights("/bundle", "models/model.pt") == "/bundle/models/model.pt"
-    assert shipped_weights("/bundle", ["a.pt", "b.pt"]) == ["/bundle/a.pt", "/bundle/b.pt"]
+def test_shipped_weights_are_those_that_are_there(tmp_path, reliability):
+    for name in ("a.pt", "b.pt"):
+        (tmp_path / name).touch()
+    assert shipped_weights(str(tmp_path), "a.pt") == str(tmp_path / "a.pt")
+    assert shipped_weights(str(tmp_path), ["a.pt", "b.pt"]) == [str(tmp_path / "a.pt"), str(tmp_path / "b.pt")]
     with pytest.raises(ValueError, match="ships no weights for this task; train first, then give --checkpoint"):
-        shipped_weights("/bundle", None)
+        shipped_weights(str(tmp_path), None)
+    with pytest.raises(ValueError, match=r"no weights yet, .*c\.pt; train first, .* by promote\.json") as end:
+        shipped_weights(str(tmp_path), ["a.pt", "c.pt"])
+    reliability("Weights", "a bundle whose own weights are not there, as one that is only planned", end.value)
 
 
 def test_a_network_starts_from_an_encoder_or_from_scratch(tmp_path, caplog):

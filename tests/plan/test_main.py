@@ -27,6 +27,7 @@ def test_a_bundle_is_written_with_a_reason_for_each_decision(planned, spleens):
     train, inference = config_of(bundle), config_of(bundle, "inference")
     assert train["labels"] == inference["labels"] and label_table(bundle) == {"spleen": 1}
     assert train["dataset_dir"] == str(spleens) and train["phantom"] is None
+    assert inference["shipped"] == "models/model.pt", "where promote.json puts weights"
     for key in ("intensity", "spacing", "roi_size", "augmentation", "max_epochs", "size", "cache_rate"):
         assert len(train[f"{key}_why"]) > 10, key
     assert train["intensity"]["_target_"] == "ScaleIntensityRanged"

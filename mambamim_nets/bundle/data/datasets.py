@@ -226,6 +226,9 @@ def training_sampler(dataset: Dataset, seed: int = 0, items: Sequence[Mapping[st
         seed: of the order, the same in every process; ``EpochSeed`` changes it from epoch to epoch.
         items: what the data set was made of, if its source weights are to be honoured as in ``source_sampler``; then
             every process draws from the whole set, by the seed that ``EpochSeed`` gives it.
+
+    Raises:
+        ValueError: the data set is a store, whose configuration must come after that of several processes.
     """
     if isinstance(items, Store):
         raise ValueError("store.json must be the last of the configurations, after multi_gpu_train.json")

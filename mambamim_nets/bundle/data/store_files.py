@@ -32,7 +32,7 @@ __all__ = ["BloscFiles", "StoreFiles", "ZarrFiles", "files_of", "masks_of"]
 
 logger = logging.getLogger("mambamim_nets")
 LEVEL = 5  # of zstd: above it files shrink by a few per cent and take three times as long to write
-INSTALL = "a store at a URL needs further packages; pip install 'mambamim-nets[zarr]'"
+INSTALL = "a store at a URL needs further packages; pip install fsspec zarr"
 PUT_EVERY = 30.0  # s between writes of an index that grows, where nothing can be appended to
 
 

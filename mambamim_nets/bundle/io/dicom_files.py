@@ -28,7 +28,7 @@ __all__ = [
     "read_folder",
 ]
 
-INSTALL = 'DICOM needs further packages; pip install "mambamim-nets[dicom]"'
+INSTALL = "DICOM, NRRD and MHA need further packages; pip install highdicom itk pydicom"
 DIRECTORY = "a directory of files"
 DEFLATED = "1.2.840.10008.1.2.1.99"
 NO_VOLUME = frozenset({"SEG", "RTSTRUCT", "RTDOSE", "RTPLAN", "RTIMAGE", "SR", "PR", "KO", "REG", "DOC"})

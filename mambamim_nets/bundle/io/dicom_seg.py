@@ -223,7 +223,16 @@ def _segment(number: int, name: str, code: SegmentCode, algorithm: Any) -> Any:
 
 
 def on_series_grid(label: np.ndarray, affine: np.ndarray, series: Series) -> np.ndarray:
-    """Return label with the axes (i, j, k) of a series: permuted and flipped, never resampled."""
+    """Return a label map with the axes (i, j, k) of a series: permuted and flipped, never resampled.
+
+    Args:
+        label: (D, H, W).
+        affine: (4, 4), RAS mm, of the label map.
+        series: whose columns, rows and slices are wanted.
+
+    Raises:
+        ValueError: the label map does not lie on the grid of the series.
+    """
     wanted = np.asarray(series.affine)
     turn = nib.io_orientation(np.linalg.inv(wanted) @ affine)
     turned = nib.apply_orientation(label, turn)
@@ -242,6 +251,9 @@ def source_headers(series: Series) -> list[Any]:
 
     The first has patient and study; the others have what highdicom compares and refers to. What de-identification
     emptied is filled, the same for every slice.
+
+    Raises:
+        ValueError: a slice has no UID of its own or of its class.
     """
     from pydicom import Dataset
     from pydicom.valuerep import DS

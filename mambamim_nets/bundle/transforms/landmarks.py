@@ -104,6 +104,9 @@ class HeatmapLoss(nn.Module):
     Args:
         sigma: voxels.
         peak: height of the Gaussians.
+
+    Raises:
+        ValueError: one of them is not above 0.
     """
 
     def __init__(self, sigma: float, peak: float = 50.0) -> None:
@@ -154,6 +157,9 @@ class LandmarkTargetsd(MapTransform):
         image: key of the image, a MetaTensor.
         names: of the points.
         swaps: pairs of names that are told apart by the patient's side.
+
+    Raises:
+        ValueError: a swap is no pair of the names.
     """
 
     def __init__(

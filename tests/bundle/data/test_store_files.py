@@ -188,7 +188,7 @@ except ValueError as error:
 def test_a_package_that_is_missing_is_named_with_how_to_install_it(reliability):
     line = [sys.executable, "-c", WITHOUT]
     done = subprocess.run(line, env=environment(), capture_output=True, text=True, timeout=100, check=True)
-    words = "store s3://bucket/store: a store at a URL needs further packages; pip install 'mambamim-nets[zarr]'"
+    words = "store s3://bucket/store: a store at a URL needs further packages; pip install fsspec zarr"
     assert done.stdout.strip() == words
     reliability("Stores", "a store at a URL without the extra [zarr]", ValueError(words))
     pytest.importorskip("zarr", reason="the extra [zarr] is not installed")
