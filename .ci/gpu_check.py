@@ -115,7 +115,7 @@ def planned(output: Path, packages: Path | None, gpu: bool) -> list[Step]:
                       f"phantom.write(sys.argv[1], 'abdomen', cases={8 if gpu else 2})", data]),
         Step("pre-training", [*bundle_run, "--config_file", BUNDLES / "pretrain" / "configs" / "train.json",
                               "--dataset_dir", data, "--output_dir", pretrain, *size, *small,
-                              "--batch_size", "4" if gpu else "1", "--max_epochs", "25" if gpu else "1"],
+                              "--batch_size", "4" if gpu else "1", "--max_epochs", "17" if gpu else "1"],
              figures=lambda: progress(pretrain)),
         Step("fine-tuning", [*bundle_run, "--config_file", train, "--dataset_dir", data, "--fold", "all",
                              "--pretrained", pretrain / "encoder.pt", "--max_epochs", "1", "--val_interval", "1",

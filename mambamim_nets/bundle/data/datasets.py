@@ -162,6 +162,7 @@ def unlabelled(
     hold_out_fold: int | None = None,
     memory: ScanMemory | None = None,
     cache_rate: float = 0.0,
+    intensity: str = "",
 ) -> list[dict[str, Any]]:
     """List and check unlabelled images of any number of sources; broken ones are named and left out.
 
@@ -173,10 +174,11 @@ def unlabelled(
         hold_out_fold: fold whose images must stay unseen, so that evaluating on it later is fair.
         memory: what the work on an image takes.
         cache_rate: share of the images that is to be kept in memory, compared with what is free.
+        intensity: how intensities are scaled, such as "ct"; images of another modality are left out.
 
     Raises:
-        ValueError: if only one of the last two is given, the fold is not in the sources, or an image of the fold is in
-            the sources under another name.
+        ValueError: if only one of ``fold_file`` and ``hold_out_fold`` is given, the fold is not in the sources, or an
+            image of the fold is in the sources under another name.
     """
     items = unlabelled_images(sources)
     if (fold_file is None) != (hold_out_fold is None):
@@ -187,7 +189,9 @@ def unlabelled(
         divided = folds(named_cases, fold_file=fold_file)
         kept, unseen = (split(named_cases, hold_out_fold, divided, part) for part in ("train", "val"))
         logger.info("held out %d images of fold %s (%s)", len(unseen), hold_out_fold, fold_file)
-    sound = check_unlabelled(kept, in_channels, cache_file=cache_file, unseen=unseen, memory=memory)
+    sound = check_unlabelled(
+        kept, in_channels, cache_file=cache_file, unseen=unseen, memory=memory, intensity=intensity
+    )
     if memory is not None:
         memory.warn_of_cache(sound, cache_rate)
     return sound

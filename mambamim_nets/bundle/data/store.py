@@ -197,6 +197,8 @@ class Store(Sequence[dict[str, str]]):
         held_out: share of the subjects that is held out, from 0 to below 1, by a hash of the subject: the same
             whatever else is in the store. Volumes of equal voxels count as one subject.
         part: "training", all that is not held out, or "held_out".
+        intensity: how crops will be scaled: "ct" takes CT alone, "mr" and "zscore" take all but CT; of anything else
+            every volume is taken.
 
     Attributes:
         files: of the store.
@@ -205,7 +207,8 @@ class Store(Sequence[dict[str, str]]):
 
     Raises:
         FileNotFoundError: the folder holds no store.
-        ValueError: no volume is left, or a line of the index or the filter is refused.
+        ValueError: no volume is left, some are of another modality than is scaled, or a line of the index or the filter
+            is refused.
     """
 
     def __init__(
@@ -214,6 +217,7 @@ class Store(Sequence[dict[str, str]]):
         filter: str | None = None,
         held_out: float = 0.0,
         part: Literal["training", "held_out"] = "training",
+        intensity: str | None = None,
     ) -> None:
         if folder is None:
             raise ValueError(
@@ -241,10 +245,25 @@ class Store(Sequence[dict[str, str]]):
                 f"store {folder}: none of {len(rows)} volumes is left by filter {filter!r}{what}; change the filter, or"
                 " held_out"
             )
+        self._refuse_modalities(intensity)
         logger.info(
             "store %s: %d of %d volumes%s, %d of them duplicates",
             *(folder, len(self._places), len(rows), what, int(duplicate[self._places].sum())),
         )
+
+    def _refuse_modalities(self, intensity: str | None) -> None:
+        """Refuse volumes that the scaling of intensities is not made for."""
+        if intensity not in ("ct", "mr", "zscore"):
+            return
+        numbers, counts = np.unique(self._rows["modality"][self._places], return_counts=True)
+        held = {self._modalities[number]: int(count) for number, count in zip(numbers, counts, strict=True)}
+        if wrong := {name: count for name, count in held.items() if (name == "CT") != (intensity == "ct")}:
+            said = ", ".join(f"{count} {name}" for name, count in wrong.items())
+            only = "modality == 'CT'" if intensity == "ct" else "modality != 'CT'"
+            raise ValueError(
+                f"store {self.files}: {said} among {len(self)} volumes, and --intensity {intensity} is not for them:"
+                f' give --intensity ct_or_mr for both kinds, or leave them out by --filter "{only}"'
+            )
 
     def __len__(self) -> int:
         return len(self._places)

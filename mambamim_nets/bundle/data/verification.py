@@ -31,6 +31,7 @@ from mambamim_nets.bundle.data.memory import ScanMemory
 from mambamim_nets.bundle.data.verification_cache import cache_key, read_cache, signature_of, write_cache
 from mambamim_nets.bundle.files import first_lines, some
 from mambamim_nets.bundle.io.headers import AFFINE_ERROR, corners_apart
+from mambamim_nets.bundle.io.modalities import modality_objection
 from mambamim_nets.bundle.io.scan_formats import read_header
 
 __all__ = [
@@ -136,8 +137,17 @@ def _image_rule(in_channels: int) -> str:
     return f"image, in_channels {in_channels}"
 
 
-def _inspect_alone(item: Mapping[str, Any], in_channels: int) -> Findings:
-    return Findings(*inspect_image(item["image"], in_channels, digest=True)[1:])
+def _inspect_alone(item: Mapping[str, Any], in_channels: int, intensity: str = "") -> Findings:
+    objections: list[str] = []
+
+    def judge(volume: Volume) -> None:
+        objections.append(modality_objection(intensity, volume.data))
+
+    _, problems, warnings, digests = inspect_image(item["image"], in_channels, digest=True, visit=judge)
+    if not problems and (objection := next(filter(None, objections), "")):
+        first = item["image"] if isinstance(item["image"], str) else item["image"][0]
+        problems, digests = [f"{first}: {objection}; or give another --intensity, such as ct_or_mr"], []
+    return Findings(problems, warnings, digests)
 
 
 def _refuse(cases: Sequence[Mapping[str, Any]], findings: Sequence[Findings]) -> None:
@@ -160,6 +170,7 @@ def check_unlabelled(
     min_keep: int = 1,
     unseen: Sequence[Mapping[str, Any]] = (),
     memory: ScanMemory | None = None,
+    intensity: str = "",
 ) -> list[dict[str, Any]]:
     """Check every image and leave out those with a problem, naming each in one logged warning.
 
@@ -174,6 +185,8 @@ def check_unlabelled(
         min_keep: fewest images that a run needs.
         unseen: items that are held out for evaluation later, so that none of them may be among `items`.
         memory: as in `check_labelled`.
+        intensity: how intensities are scaled; an image that is certainly of another modality is a problem, see
+            `modality_objection`.
 
     Returns:
         The items without a problem, in their order.
@@ -182,8 +195,8 @@ def check_unlabelled(
         ValueError: fewer than `min_keep` images remain, or one of them is also `unseen`, by path or by voxels.
     """
     every = [*unseen, *items]
-    inspect = partial(_inspect_alone, in_channels=in_channels)
-    rule, too_large = _image_rule(in_channels), _size_check(memory, in_channels)
+    inspect = partial(_inspect_alone, in_channels=in_channels, intensity=intensity)
+    rule, too_large = f"{_image_rule(in_channels)}, intensity {intensity}", _size_check(memory, in_channels)
     found = _run(every, ("image",), inspect, rule, cache_file, workers, "check images", too_large)
     repeated = copies(every, [finding.digests for finding in found])
     if leaks := [str(copy) for copy in repeated if copy.first < len(unseen) <= copy.second]:

@@ -65,6 +65,16 @@ def test_what_is_held_out_is_decided_by_the_subject_and_copies_go_together(folde
         Store(folder, held_out=0.999)
 
 
+def test_volumes_that_are_not_scaled_as_what_they_are_are_refused(folder):
+    kinds = [line["modality"] for line in lines_of(folder)]
+    for intensity, wrong, only in (("ct", "MR", "modality == 'CT'"), ("mr", "CT", "modality != 'CT'")):
+        words = f"{kinds.count(wrong)} {wrong} among 7 volumes, and --intensity {intensity} is not for them"
+        with refused(words, f'--filter "{only}"'):
+            Store(folder, intensity=intensity)
+        assert len(Store(folder, filter=only, intensity=intensity)) == 7 - kinds.count(wrong)
+    assert len(Store(folder, intensity="ct_or_mr")) == len(Store(folder)) == 7
+
+
 def test_a_filter_takes_what_it_names(folder):
     assert all(name.startswith("mr_") for name in cases(Store(folder, filter="modality == 'MR'")))
     with refused("names modalty, which no volume of", "known are", "modality"):

@@ -91,6 +91,21 @@ def test_broken_image_is_an_error_with_labels_and_an_exclusion_without(tmp_path,
     assert "bad.nii.gz" in record.getMessage()
 
 
+@pytest.mark.parametrize(
+    ("intensity", "lowest", "kept"),
+    [("ct", -1000, True), ("ct", 0, False), ("mr", 0, True), ("mr", -1000, False), ("ct_or_mr", -1000, True)],
+)
+def test_an_image_of_another_modality_is_left_out_of_pretraining(tmp_path, caplog, intensity, lowest, kept):
+    values = with_value(SHAPE, 0)
+    values[0], values[1:] = lowest, 50 + np.abs(values[1:])
+    item = {"image": save(tmp_path / "a.nii.gz", values)}
+    cache = tmp_path / "check.json"
+    assert check_unlabelled([item], cache_file=cache) == [item], "where nothing is known of the scaling"
+    with caplog.at_level(logging.WARNING):
+        assert check_unlabelled([item], cache_file=cache, min_keep=0, intensity=intensity) == ([item] if kept else [])
+    assert ("a.nii.gz" in caplog.text and "or give another --intensity" in caplog.text) != kept
+
+
 class TestLabelled:
     @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float32, np.float64])
     def test_good_cases_pass_whatever_the_label_type(self, tmp_path, dtype):
