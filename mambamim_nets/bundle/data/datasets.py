@@ -13,6 +13,7 @@ from monai.data import Dataset, DistributedSampler
 from monai.transforms import MapTransform, Transform
 from torch.utils.data import Sampler, WeightedRandomSampler
 
+from mambamim_nets.bundle.data.datalists import compare_labels
 from mambamim_nets.bundle.data.labelled import labelled_cases
 from mambamim_nets.bundle.data.memory import ScanMemory
 from mambamim_nets.bundle.data.splits import (
@@ -88,7 +89,7 @@ def labelled(
     """List and check the labelled cases of a folder; see ``labelled_cases`` and ``check_labelled``.
 
     Args:
-        folder: the data set.
+        folder: the data set; what its ``dataset.json`` calls label values is compared, see ``compare_labels``.
         channels: names of the network's input channels, in its order.
         labels: class name -> label value.
         cache_file: where the check remembers what it found sound.
@@ -96,6 +97,7 @@ def labelled(
         subjects: which cases are of one person where the data set does not say it; see ``with_numbered_subjects``.
     """
     cases = labelled_cases(folder, channels)
+    compare_labels(Path(folder, "dataset.json"), labels)
     if subjects:
         cases = with_numbered_subjects(cases, **subjects)
     check_labelled(cases, len(channels), named_values(labels), cache_file=cache_file, memory=memory)
