@@ -158,7 +158,8 @@ def _series(volume: list[SliceHeader], headers: list[SliceHeader], unreadable: l
     """Return the series of some slices, or of a multi-frame file, among all headers of its UID."""
     slices = _sorted_slices(volume)
     first = slices[0]
-    affine, error = None, _cannot_be_read(unreadable)
+    dataset = next(header.dataset for header in slices if header.dataset is not None)
+    affine, error = None, _cannot_be_read(unreadable) or _inverted(dataset)
     if not error:
         try:
             affine = _affine(slices)
@@ -170,7 +171,17 @@ def _series(volume: list[SliceHeader], headers: list[SliceHeader], unreadable: l
         affine,
         error,
         tuple(_disagreements(slices, headers)) if len(first.origins) == 1 else (),
-        next(header.dataset for header in slices if header.dataset is not None),
+        dataset,
+    )
+
+
+def _inverted(dataset: Any) -> str:
+    """Return why a series is refused whose values ITK would turn round, as if they were those of a screen; or ""."""
+    if dataset.get("PhotometricInterpretation") != "MONOCHROME1":
+        return ""
+    return (
+        "its PhotometricInterpretation is MONOCHROME1, where high values are dark, and programs disagree on whether"
+        " HU are to be turned round: must be MONOCHROME2; export it anew, or convert it to NIfTI and look at its values"
     )
 
 

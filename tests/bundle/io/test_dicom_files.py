@@ -232,6 +232,12 @@ def test_slices_that_form_no_grid(bundle_run, tmp_path, reliability, fault):
     reliability("DICOM", fault, refused(bundle_run, tmp_path / "case", tmp_path / "out"))
 
 
+def test_values_that_itk_would_turn_round(bundle_run, tmp_path, reliability):
+    write_series(tmp_path / "case", change=lambda _, d: setattr(d, "PhotometricInterpretation", "MONOCHROME1"))
+    end = refused(bundle_run, tmp_path / "case", tmp_path / "out")
+    reliability("DICOM", "a series in which high values are dark, MONOCHROME1", end)
+
+
 def test_what_cannot_be_a_volume(bundle_run, tmp_path, reliability):
     write_series(tmp_path / "case")
     one = sorted((tmp_path / "case").iterdir())[0]
