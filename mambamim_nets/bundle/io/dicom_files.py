@@ -25,6 +25,7 @@ __all__ = [
     "dicom_among",
     "first_dicom",
     "frame_geometry",
+    "frame_rescaling",
     "made_uid",
     "probed_folders",
     "read_folder",
@@ -343,6 +344,19 @@ def frame_geometry(dataset: Any) -> tuple[list[Any], list[Any], list[Any]]:
         [_of_group(groups, "PlaneOrientationSequence", "ImageOrientationPatient") for groups in frames],
         [_of_group(groups, "PixelMeasuresSequence", "PixelSpacing") for groups in frames],
     )
+
+
+def frame_rescaling(dataset: Any) -> set[tuple[float, float]]:
+    """Return the different slopes and intercepts of the frames of a file; none where its frames have no header each.
+
+    Args:
+        dataset: a pydicom Dataset.
+    """
+    shared = dataset.get("SharedFunctionalGroupsSequence") or [_pydicom().Dataset()]
+    frames = [(group, shared[0]) for group in dataset.get("PerFrameFunctionalGroupsSequence") or ()]
+    sequence = "PixelValueTransformationSequence"
+    values = [(_of_group(f, sequence, "RescaleSlope"), _of_group(f, sequence, "RescaleIntercept")) for f in frames]
+    return {(1.0 if slope is None else float(slope), float(intercept or 0)) for slope, intercept in values}
 
 
 def _of_group(groups: Iterable[Any], sequence: str, name: str) -> Any | None:
