@@ -27,6 +27,7 @@ from mambamim_nets.bundle.data.splits import (
 from mambamim_nets.bundle.data.store import Store
 from mambamim_nets.bundle.data.unlabelled import unlabelled_images
 from mambamim_nets.bundle.data.verification import check_labelled, check_unlabelled
+from mambamim_nets.bundle.files import some
 from mambamim_nets.bundle.labels import named_values
 from mambamim_nets.phantom import write as write_phantom
 
@@ -144,7 +145,7 @@ def fold_cases(
         source = source or next(found, None)
         published = Path(bundle_root, "configs", PUBLISHED) if bundle_root is not None else None
         if source is None and published is not None and published.is_file():
-            source = str(published) if named_in(published) == {item["case"] for item in cases} else None
+            source = str(published) if _divides(published, {item["case"] for item in cases}, part) else None
         subjects = {item.get("subject", item["case"]) for item in cases}
         undivided = fold == "all" and source is None and len(subjects) < FOLDS
         chosen = split(cases, fold, () if undivided else folds(cases, source, FOLDS), part)
@@ -154,6 +155,20 @@ def fold_cases(
     if memory is not None:
         memory.warn_of_cache(chosen, cache_rate)
     return chosen
+
+
+def _divides(fold_file: Path, cases: set[str], part: str) -> bool:
+    """Return whether a bundle's own folds are those of a data set; of nearly the same cases it is a warning."""
+    named = named_in(fold_file)
+    if named != cases and named & cases and part == "val":  # which every run asks for
+        others = (("only in the file", named - cases), ("only in the data set", cases - named))
+        logger.warning(
+            "%s is not used, since it names other cases: %s; folds are made anew, and weights of the old ones may have"
+            " seen what is held out now: complete the data set, or give folds of all cases by --fold_file",
+            fold_file,
+            "; ".join(f"{some(sorted(names), 3)} {where}" for where, names in others if names),
+        )
+    return named == cases
 
 
 def unlabelled(

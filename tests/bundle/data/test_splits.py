@@ -243,6 +243,20 @@ class TestFoldCases:
         with pytest.raises(ValueError, match="from 2 to 1, the number of subjects; add cases"):
             fold_cases(self.CASES[:1], str(tmp_path), 0, "train")
 
+    def test_a_data_set_that_has_grown_is_told_that_its_folds_are_others(self, tmp_path, caplog):
+        names = [item["case"] for item in self.CASES]
+        bundle, file = folds_of_a_bundle(tmp_path, [names[1:5], ["gone", *names[5:]]])
+        with caplog.at_level(logging.WARNING, "mambamim_nets"):
+            for part in ("train", "val"):
+                fold_cases(self.CASES, str(tmp_path), 0, part, bundle_root=bundle)
+        (record,) = caplog.records
+        assert (
+            f"{file} is not used, since it names other cases: gone only in the file; {names[0]} only in the data"
+            in (record.getMessage())
+        )
+        fold_cases([{"case": f"phantom_{n}"} for n in range(9)], str(tmp_path), 0, "val", bundle_root=bundle)
+        assert len(caplog.records) == 1, "another data set has folds of its own"
+
     def test_no_published_file(self, tmp_path):
         assert named_in(tmp_path / "none.json") == set()
         assert fold_cases(self.CASES, str(tmp_path), 0, "val", bundle_root=str(tmp_path))
