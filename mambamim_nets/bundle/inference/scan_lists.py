@@ -30,15 +30,21 @@ from mambamim_nets.bundle.io.dicom_files import dicom_among, probed_folders
 from mambamim_nets.bundle.io.dicom_series import Series, series_of
 from mambamim_nets.bundle.io.headers import assumed, checked_axes
 from mambamim_nets.bundle.io.modalities import channel_of, modality_of
-from mambamim_nets.bundle.io.scan_formats import ENDINGS, NIBABEL, format_of, read_header, read_scan, scan_header
+from mambamim_nets.bundle.io.scan_formats import (
+    ENDINGS,
+    NIBABEL,
+    VOLUMES,
+    format_of,
+    read_header,
+    read_scan,
+    scan_header,
+)
 
 __all__ = ["scans", "source_files"]
 
 logger = logging.getLogger("mambamim_nets")
 
 SEGMENTATION = ("_seg", "-seg", "_label")
-# endings of volumes in any letters; those that are not among ENDINGS are read by other programs alone
-VOLUMES = (*ENDINGS, ".mgh", ".hdr", ".mhd", ".nhdr")
 WORKERS = 2  # each holds one scan in memory
 _NNUNET = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
 
