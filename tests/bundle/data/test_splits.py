@@ -84,6 +84,19 @@ class TestFolds:
             ([["a", "b", "c", "d"], []], "non-empty lists"),
             ({"other": 1}, r"it has keys \['other'\]"),
             (
+                {"folds": {"1": ["a", "b"], "2": ["c", "d"]}},
+                r"numbered \[1, 2\]; number them from 0 on, as --fold",
+            ),
+            (
+                {"training": [{"image": f"{c}.nii.gz", "fold": 2 * (c > "b")} for c in "abcd"]},
+                r"folds are numbered \[0, 2\]; number them from 0",
+            ),
+            (
+                [{"train": ["c"], "val": ["a", "b"]}, {"train": ["a", "b"], "val": ["c", "d"]}],
+                "fold 0 trains on 1 cases, and must train on all that it does not hold out, which are 2; differing: d:",
+            ),
+            ([{"train": ["c", "d"], "val": ["a", "b"]}], "2 cases in no fold: c, d"),
+            (
                 {"training": [{"image": "a.nii.gz", "label": "a.nii.gz"}]},
                 r"1 training entries without 'image' or 'fold', .*; give each a 'fold'",
             ),
@@ -92,7 +105,20 @@ class TestFolds:
                 "use fold 'official' for its own division",
             ),
         ],
-        ids=["unknown", "repeated", "unlisted", "divided", "empty", "layout", "no fold", "official"],
+        ids=[
+            "unknown",
+            "repeated",
+            "unlisted",
+            "divided",
+            "empty",
+            "layout",
+            "from 1",
+            "with a gap",
+            "fewer for training",
+            "one split",
+            "no fold",
+            "official",
+        ],
     )
     def test_file_errors(self, tmp_path, content, message):
         cases = [{"case": "a", "subject": "s1"}, {"case": "b", "subject": "s1"}, {"case": "c"}, {"case": "d"}]
