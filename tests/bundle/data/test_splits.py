@@ -394,3 +394,10 @@ def test_the_hippocampus_task_has_the_rule_of_its_data_set():
     root = Path(__file__).parents[3]
     task = json.loads((root / "bundles/msd_seg/configs/tasks/Task04_Hippocampus.json").read_text())
     assert task["subjects"] == NUMBERED
+
+
+def test_folds_that_are_counted_from_1(tmp_path, reliability):
+    path = write(tmp_path / "folds.json", {"folds": {"1": ["a"], "2": ["b"]}})
+    with pytest.raises(ValueError, match="number them from 0 on") as end:
+        folds([{"case": "a"}, {"case": "b"}], path)
+    reliability("Data sets", "a file of folds that are counted from 1", end.value)

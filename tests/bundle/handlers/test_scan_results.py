@@ -144,7 +144,7 @@ def of_one_time(folder, seed):
     return folder
 
 
-def test_results_of_another_scan_of_the_same_name_are_kept(tmp_path):
+def test_results_of_another_scan_of_the_same_name_are_kept(tmp_path, reliability):
     def items(place):
         return scans(str(tmp_path / place), str(tmp_path / "out"))
 
@@ -156,6 +156,8 @@ def test_results_of_another_scan_of_the_same_name_are_kept(tmp_path):
     report = run(tmp_path, items=items("two"))
     assert report.seen == ["c"] and list(report.loader.failures) == ["b"]
     assert f"has results of another scan of this name, {tmp_path}/one/b.nii, which" in report.loader.failures["b"]
+    failure = ValueError(f"b: {report.loader.failures['b']}")
+    reliability("Inference", "a scan whose name has results of another scan, elsewhere", failure)
     assert row in table(tmp_path / "out" / "means.csv")
     assert read_json(tmp_path / "out" / "report.json")["scans"]["b"] == entry
     assert run(tmp_path, items=items("two"), overwrite=True).seen == ["b", "c"]
