@@ -34,6 +34,7 @@ __all__ = [
     "to_fold",
     "to_folder",
     "to_intensity",
+    "to_label",
     "to_pairs",
     "to_parts",
     "to_path",
@@ -95,6 +96,11 @@ def to_whole(value: Any, low: float, high: float = math.inf) -> int:
 def to_count(value: Any) -> int:
     """A whole number of at least 1."""
     return to_whole(value, 1)
+
+
+def to_label(value: Any) -> int:
+    """A label value, which label maps keep as a byte."""
+    return to_whole(value, 1, 255)
 
 
 def whole(about: str, low: int, example: int, high: int | None = None, *, null: bool = False) -> Option:

@@ -40,6 +40,7 @@ from mambamim_nets.bundle.option_kinds import (
     to_fold,
     to_folder,
     to_intensity,
+    to_label,
     to_pairs,
     to_parts,
     to_path,
@@ -60,6 +61,8 @@ from mambamim_nets.ops.orders import ScanKind
 logger = logging.getLogger("mambamim_nets")
 
 __all__ = ["OPTIONS", "Option", "check_options", "rounded_up"]
+
+LABELS = "a table {'name': 1, ...} of values from 1 to 255, since label maps are kept as bytes"
 
 # The order matters only for expressions: an option that others need comes before them.
 OPTIONS: dict[str, Option] = {
@@ -148,7 +151,7 @@ OPTIONS: dict[str, Option] = {
         to_axes,
     ),
     # what is learnt
-    "labels": mapping("name and value of each structure", "a table {'name': 1, ...}", item=to_count),
+    "labels": mapping("name and value of each structure", LABELS, item=to_label),
     "regions": mapping("name and labels of each region", "a table {'name': [1, 2], ...}", null=True),
     "classes": names("the negative and the positive class"),
     "diagnoses": names("diagnoses that the table of subjects may hold"),
@@ -211,7 +214,7 @@ OPTIONS: dict[str, Option] = {
     "warmup_epochs": whole("epochs in which the learning rate rises", 0, 5),
     "val_interval": whole("epochs between validations", 1, 5),
     "probe_dir": Option("labelled scans of the probe", "the folder of a data set as downloaded", to_folder),
-    "probe_labels": mapping("name and value of each structure of the probe", "a table {'name': 1, ...}", item=to_count),
+    "probe_labels": mapping("name and value of each structure of the probe", LABELS, item=to_label),
     "probe_interval": whole("epochs between probes", 1, 1),
     "probe_crops": whole("crops of each scan of the probe", 1, 2),
     "mlflow_uri": Option(

@@ -157,7 +157,8 @@ def _converted(
     here = {job.case for job in jobs}
     gone = [f"{case}: its series is not in {root} any more" for case in sorted(record.cases) if case not in here]
     warnings += gone if not problems else []
-    table_lines = _table(names, [set(line["voxels"]) for line in record.cases.values()])
+    held = [{name for name, count in line["voxels"].items() if count} for line in record.cases.values()]
+    table_lines = _table(names, held)
     report = ["# Conversion", *table_lines, *_notes(problems, left_out), *[f"- look at {line}" for line in warnings]]
     write_text(target / REPORT, "\n".join(report) + "\n")
     return "\n".join(

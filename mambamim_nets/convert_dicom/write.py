@@ -78,6 +78,8 @@ def write_case(
     _save(_as_stored(read_scan("", series).numpy()[0]), series, image)
     _save(label, series, mask)
     counts = np.bincount(label.ravel(), minlength=LARGEST_VALUE + 1)
+    held = {name: int(counts[table[name]]) for name in sorted(set(job.names.values()))}
+    notes += [f"{name!r} is named and has no voxel: was it drawn?" for name, count in held.items() if not count]
     return {
         "case": job.case,
         "subject": job.series.subject,
@@ -85,7 +87,7 @@ def write_case(
         "folder": job.series.folder,
         "series": series.uid,
         "labels": [os.path.relpath(one.file, root) for one in job.labels],
-        "voxels": {name: int(counts[table[name]]) for name in sorted(set(job.names.values()))},
+        "voxels": held,
         "priority": [name for name in priority if name in job.names.values()] if decided else [],
         "warnings": [*series.warnings, *notes, *([] if job.series.person else [NOBODY])],
     }

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,11 +20,13 @@ from mambamim_nets.bundle.data.labelled import labelled_cases
 from mambamim_nets.bundle.data.splits import with_numbered_subjects
 from mambamim_nets.bundle.files import read_json, some
 from mambamim_nets.bundle.labels import Targets
+from mambamim_nets.bundle.weights import file_digest
 from mambamim_nets.reproduce.plan import Run
 
 __all__ = ["Candidate", "Case", "CrossValidation", "candidates_of", "cross_validation"]
 
 SCRATCH, SIZES = "scratch", ("tiny", "base")
+DIGITS = 12  # of a digest that is kept
 # options that every run has its own of
 OWN = {"fold", "output_dir", "eval_dir", "checkpoint", "part", "resume", "bundle_root"}
 
@@ -81,7 +86,38 @@ class CrossValidation:
         evaluated |= {"checkpoint": str(folder / BEST), "eval_dir": str(folder / "eval"), "pictures": 0}
         evaluated |= {"predictions": True, "keep_largest": False}  # what post-processing does is found out later
         steps = (self._arguments(configs, shared), self._arguments([*configs, "configs/evaluate.json"], evaluated))
-        return Run(name, folder, steps, folder / "eval" / "summary.md")
+        return Run(name, folder, steps, folder / "eval" / "summary.md", self._inputs(configs, shared, fold))
+
+    def _inputs(self, configs: Sequence[str], options: Mapping[str, Any], fold: int) -> str:
+        """Return digests of what the commands read and name by its path alone, or not at all.
+
+        Results of a configuration or of label maps that were changed since are not those of this cross-validation.
+        Reasons and the folder of the data, which planning and users may write anew, do not count.
+        """
+        files = [str(self.bundle / name) for name in (*configs, "configs/evaluate.json")]
+        read: dict[str, Any] = ConfigParser.load_config_files(files)
+        read = {key: value for key, value in read.items() if key != "dataset_dir" and not key.endswith("_why")}
+        parts = {
+            "configuration": _digest([read, self.targets.labels, self.targets.regions]),
+            "held-out cases": _digest(self.folds[fold]),
+            **self._data,
+        }
+        if options.get("pretrained"):
+            parts["starting weights"] = file_digest(str(options["pretrained"]))[:DIGITS]
+        return "; ".join(f"{name} {digest}" for name, digest in parts.items())
+
+    @cached_property
+    def _data(self) -> dict[str, str]:
+        """Digests of the label maps, by their content, and of the images, by the sizes of their files.
+
+        Files that are missing are named by the runs, which check every case.
+        """
+        labels = {name: case.label for name, case in self.cases.items() if os.path.isfile(case.label)}
+        images = {name: case.image for name, case in self.cases.items() if os.path.isfile(case.image)}
+        return {
+            "label maps": _digest({name: file_digest(file) for name, file in labels.items()}),
+            "images": _digest({name: os.path.getsize(file) for name, file in images.items()}),
+        }
 
     @property
     def runs(self) -> list[Run]:
@@ -231,6 +267,10 @@ def _folds(folds: Sequence[int]) -> list[int]:
     if not found or min(found) < 0 or len(set(found)) < len(found):
         raise ValueError(f"--folds {','.join(map(str, folds))} must be different numbers, such as 0,1,2,3,4")
     return found
+
+
+def _digest(values: Any) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:DIGITS]
 
 
 def _case(item: Mapping[str, Any]) -> Case:

@@ -175,7 +175,7 @@ def _prepared(
     todo = []
     for one in found:
         try:
-            known = index.has(one.source, one.path, one.signature())
+            known = index.has(one, one.signature())
         except OSError:  # gone since it was listed, which the work says
             known = False
         if not known:

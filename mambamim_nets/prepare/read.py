@@ -18,7 +18,13 @@ from monai.data import MetaTensor
 
 from mambamim_nets.bundle.data.inspection import Volume, image_problems, read_volume
 from mambamim_nets.bundle.data.store import MASKS
-from mambamim_nets.bundle.data.unlabelled import image_folders, is_label, unlabelled_images
+from mambamim_nets.bundle.data.unlabelled import (
+    image_folders,
+    is_label,
+    is_other,
+    unlabelled_images,
+    warn_of_others,
+)
 from mambamim_nets.bundle.files import stem
 from mambamim_nets.bundle.io.dicom_series import Series, series_of
 from mambamim_nets.bundle.io.headers import Header, assumed
@@ -192,11 +198,14 @@ def found_in(source: Source) -> Iterator[Found]:
             images = [item["image"]] if isinstance(item["image"], str) else item["image"]
             yield from map(of, images)  # each channel is a volume
     else:
+        others: list[str] = []
         for folder, files in image_folders(path):
+            others += [os.path.join(folder, file) for file in files if is_other(file, ENDINGS)]
             scans = [file for file in files if file.endswith(ENDINGS) and not is_label(stem(file, ENDINGS))]
             yield from (of(os.path.join(folder, file)) for file in scans)
             if _holds_dicom(folder, [file for file in files if not file.endswith(ENDINGS)]):
                 yield of(folder, dicom=True, subject=None)
+        warn_of_others(path, others, f"names must end in {', '.join(ENDINGS)}: rename them, or convert them")
 
 
 def _subject(path: str) -> str:

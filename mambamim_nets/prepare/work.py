@@ -76,6 +76,8 @@ def work_on(job: Job) -> Done:
     """
     found, memory = job.found, ScanMemory(job.recipe.spacing, remedy="or use a machine with more memory")
     line: dict[str, Any] = {"source": found.source, "root": found.root, "path": found.path}
+    if found.modality is not None:
+        line["stated"] = found.modality
     try:
         line["source_bytes"], line["source_time"] = found.signature()
     except OSError as error:

@@ -12,6 +12,7 @@ from typing import Any
 from mambamim_nets.bundle.data.store import Recipe, read_recipe
 from mambamim_nets.bundle.data.store_files import StoreFiles, masks_of
 from mambamim_nets.bundle.files import remove_leftovers
+from mambamim_nets.prepare.read import Found
 
 __all__ = ["Index", "keep_recipe"]
 
@@ -78,20 +79,26 @@ class Index:
         text = "".join(f"{json.dumps(line)}\n" for key in sorted(lines) for line in lines[key])
         self.files.write(self.path, text.encode())
 
-    def has(self, source: str, path: str, signature: tuple[int, int]) -> bool:
-        """Return whether a file or folder is done, as it is now."""
+    def has(self, found: Found, signature: tuple[int, int]) -> bool:
+        """Return whether a file or folder is done, as it is now and as its table describes it now."""
         lines = [
             line
-            for line in self._known.get((source, path), [])
-            if (line["source_bytes"], line["source_time"]) == signature and self._holds(line)
+            for line in self._known.get((found.source, found.path), [])
+            if (line["source_bytes"], line["source_time"]) == signature and self._holds(line, found)
         ]
         return bool(lines) and len(lines) >= lines[0]["lines"]
 
-    def _holds(self, line: Mapping[str, Any]) -> bool:
-        """Return whether a line still holds: its volume is there, or it would be refused again."""
+    def _holds(self, line: Mapping[str, Any], found: Found) -> bool:
+        """Return whether a line still holds: its volume is there and described so, or it would be refused again."""
+        if line.get("stated") != found.modality:
+            return False
         if "refused" in line:
             return not line["again"] and line["asked"] == self.asked
         masks = line.get("masks")
+        if found.subject not in (None, line["subject"]) or sorted(found.masks) != (masks["names"] if masks else []):
+            return False
+        if json.dumps(line["metadata"], sort_keys=True) != json.dumps(found.metadata, sort_keys=True):
+            return False
         if masks is not None and self.files.size(masks_of(line["id"])) != masks["file_bytes"]:
             return False
         return self.files.size(line["id"]) == line["file_bytes"]

@@ -106,7 +106,7 @@ class Run:
 
     Attributes:
         result: the file that the last command writes.
-        inputs: what the commands read and do not name, such as a digest of a list of images.
+        inputs: what the commands read and do not name, such as a digest of a list of images; several with "; " between.
         after: the pre-training that a fine-tuning starts from.
         kept: where the results are kept, of a fine-tuning; None: nowhere but in the folder.
     """
@@ -151,8 +151,11 @@ class Run:
             _refuse_others(self.kept.path, there, here, "--results")
         elif self.folder.exists() and any(self.folder.iterdir()):
             held, wanted = self.record().get("settings"), self.settings()
-            there = ["nothing on record"] if held is None else [*chain(*held["commands"]), held["inputs"]]
-            _refuse_others(self.folder, there, [*chain(*wanted["commands"]), wanted["inputs"]], "--output")
+            there, here = (
+                ["nothing on record"] if of is None else [*chain(*of["commands"]), *of["inputs"].split("; ")]
+                for of in (held, wanted)
+            )
+            _refuse_others(self.folder, there, here, "output folder")
 
 
 def _refuse_others(path: Path, there: Sequence[str], here: Sequence[str], option: str) -> None:

@@ -207,6 +207,12 @@ CASES = {
         {"channels": ["t1", "t1"]},
         "--channels ['t1', 't1'] must be a",
     ),
+    "a label value that a byte does not hold": (
+        "msd_seg",
+        "train",
+        {"labels": {"left": 1002}, "regions": {"left": [1002]}},
+        "--labels {'left': 1002} must be a table {'name': 1, ...} of values from 1 to 255",
+    ),
     "regions that are no table": ("msd_seg", "train", {"regions": 3}, "--regions 3 must be a table"),
     "a number for the folder of results": ("msd_seg", "train", {"output_dir": 5}, "--output_dir 5 must be a path"),
     "no folder of results": ("msd_seg", "train", {"output_dir": ""}, "--output_dir '' must be a path"),

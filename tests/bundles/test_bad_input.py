@@ -116,6 +116,17 @@ def test_a_missing_data_folder(workflow, tmp_path):
         )
 
 
+def test_a_data_set_that_calls_label_values_otherwise(bundle_run, reliability, data, tmp_path):
+    folder = Path(shutil.copytree(data, tmp_path / "data"))
+    listed = folder / "dataset.json"
+    content = json.loads(listed.read_text())
+    listed.write_text(json.dumps(content | {"labels": {"1": "posterior", "2": "anterior"}}))
+    outcome = bundle_run("msd_seg", dataset_dir=str(folder), max_epochs=1)
+    assert "'labels' contradict this task: 'posterior' is 1 there and 2 in this task" in outcome.last
+    assert not list((tmp_path / "out").glob("*.pt"))
+    reliability("Data sets", "a dataset.json whose names have other label values than the task's", outcome)
+
+
 def test_a_wrong_number_of_channels(data, tmp_path):
     modalities = ["flair", "t1ce", "t1", "t2"]
     with pytest.raises(ValueError, match=r"(?s)6 problems.*shape .*must be 4-D with in_channels 4 as its last axis"):

@@ -42,6 +42,14 @@ def output(tmp_path):
     return tmp_path / "data"
 
 
+def test_a_region_without_a_contour_is_no_label_of_its_case(hospital, admit, output):
+    admit("one", SEG=BOTH)
+    admit("two", RTSTRUCT={**LIVER, "spleen": (5, 5)})
+    said = convert(str(hospital), str(output))
+    assert "- 1 liver: 2 of 2 cases" in said and "- 2 spleen: 1 of 2 cases" in said
+    assert "'spleen' is named and has no voxel: was it drawn?" in said
+
+
 def test_a_hospital_becomes_a_data_set(hospital, admit, output):
     admit("one", SEG=BOTH)
     admit("two", RTSTRUCT=BOTH)

@@ -81,6 +81,12 @@ def test_a_label_on_every_second_slice_is_warned_of(hospital, admit, tmp_path):
     assert written(hospital, tmp_path / "data")[0]["warnings"] == []
 
 
+def test_a_label_that_is_named_and_not_drawn_is_warned_of(hospital, admit, tmp_path):
+    admit("one", SEG={"liver": (2, 8)}, RTSTRUCT={"aorta": (5, 5)})
+    line = written(hospital, tmp_path / "data")[0]
+    assert line["voxels"]["aorta"] == 0 and line["warnings"] == ["'aorta' is named and has no voxel: was it drawn?"]
+
+
 def test_files_that_changed_are_refused(hospital, admit, tmp_path):
     admit("one", SEG={"liver": (2, 8)})
     (job,), _, _ = jobs_of(found_in(hospital, None, "PatientID"), {})

@@ -1,6 +1,13 @@
 """The command line: what it prints, what it runs, how it ends."""
 
+import json
+import shutil
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
 import pytest
+import torch
 
 from mambamim_nets.cross_validate.__main__ import main
 
@@ -70,3 +77,71 @@ def test_other_options_need_another_folder(command, fake, capsys):
     assert main(command("--max_epochs", "3"), fake()) == 0
     assert main(command("--max_epochs", "4"), fake()) == 2
     assert "3 there, 4 here" in capsys.readouterr().err
+
+
+def another_spacing(bundle, data, encoder):
+    path = bundle / "configs" / "train.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"spacing": [2.0, 2.0, 2.0]}))
+
+
+def another_tolerance(bundle, data, encoder):
+    path = bundle / "configs" / "evaluate.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"tolerance_mm": 3.0}))
+
+
+def a_corrected_label_map(bundle, data, encoder):
+    path = sorted((data / "labelsTr").iterdir())[0]
+    image = nib.load(path)
+    values = np.asarray(image.dataobj).copy()
+    values[0, 0, 0] = 1
+    nib.save(nib.Nifti1Image(values, image.affine), path)
+
+
+def other_folds(bundle, data, encoder):
+    path = data / "split.json"
+    first, second = json.loads(path.read_text())["folds"]
+    path.write_text(json.dumps({"folds": [[*first, *second[:2]], second[2:]]}))
+
+
+def another_encoder(bundle, data, encoder):
+    torch.save({"other": torch.ones(1)}, encoder)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (another_spacing, "configuration"),
+        (another_tolerance, "configuration"),
+        (a_corrected_label_map, "label maps"),
+        (other_folds, "held-out cases"),
+        (another_encoder, "starting weights"),
+    ],
+    ids=lambda value: value.__name__ if callable(value) else "",
+)
+def test_what_was_run_before_a_change_is_not_taken_for_the_results_of_now(
+    work, data, fake, capsys, tmp_path, reliability, change, words
+):
+    encoder, copied = tmp_path / "encoder.pt", shutil.copytree(data, tmp_path / "data")
+    torch.save({"some": torch.zeros(1)}, encoder)
+    made = work(dataset_dir=str(copied))
+    options = ["--bundle", str(made.bundle), "--dataset_dir", str(copied), "--output_dir", str(made.folder)]
+    options += ["--folds", "0,1", "--candidates", f"pretrained={encoder}"]
+    assert main(options, fake()) == 0
+    again = fake()
+    assert main(options, again) == 0 and again.started == [], "nothing has changed"
+    change(made.bundle, copied, encoder)
+    after = fake()
+    assert main(options, after) == 2 and after.started == []
+    error = capsys.readouterr().err.strip()
+    assert f"was made with other settings ({words} " in error
+    if change is a_corrected_label_map:
+        fault = "label maps that were corrected after a fold was run"
+        reliability("Cross-validation", fault, ValueError(error.removeprefix("error: ")), hide=r"[0-9a-f]{12}")
+
+
+def test_a_note_in_the_configuration_changes_nothing(command, fake):
+    assert main(command(), fake()) == 0
+    path = Path(command()[1], "configs", "train.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"spacing_why": "measured anew"}))
+    again = fake()
+    assert main(command(), again) == 0 and again.started == []

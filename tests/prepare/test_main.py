@@ -284,3 +284,41 @@ def test_a_mask_that_changes_or_breaks_is_made_again(tmp_path):
     write_scan(tmp_path / "mask.nii.gz", seed=4)
     assert "1 files or series done" in store_of(tmp_path / "store", tmp_path / "scans.csv")
     assert prepare(str(tmp_path / "store"), verify=True).startswith("1 volumes of")
+
+
+@pytest.mark.parametrize(
+    ("columns", "row"),
+    [
+        ("image,subject", "a.nii.gz,two"),
+        ("image,subject,contrast", "a.nii.gz,one,yes"),
+        ("image,subject,modality", "a.nii.gz,one,MR"),
+        ("image,subject,body_mask", "a.nii.gz,one,mask.nii.gz"),
+        ("image,subject", "b.nii.gz,one"),
+    ],
+    ids=["subject", "further column", "modality", "mask", "image"],
+)
+def test_a_row_that_says_something_else_is_done_again(tmp_path, columns, row):
+    write_scan(tmp_path / "a.nii.gz"), write_scan(tmp_path / "mask.nii.gz"), write_scan(tmp_path / "b.nii.gz", seed=2)
+    table = tmp_path / "scans.csv"
+    table.write_text("image,subject\na.nii.gz,one\n")
+    store_of(tmp_path / "store", table)
+    assert "0 files or series done, 1 known before" in store_of(tmp_path / "store", table)
+    table.write_text(f"{columns}\n{row}\n")
+    assert "1 files or series done, 0 known before" in store_of(tmp_path / "store", table)
+    assert "0 files or series done, 1 known before" in store_of(tmp_path / "store", table)
+    line = lines_of(tmp_path / "store")[-1]
+    said = dict(zip(columns.split(","), row.split(","), strict=True))
+    assert line["path"] == said["image"] and line["subject"] == said["subject"]
+    assert line["metadata"] == ({"contrast": "yes"} if "contrast" in said else {})
+    assert line["modality"] == said.get("modality", "CT") and ("masks" in line) == ("body_mask" in said)
+    assert prepare(str(tmp_path / "store"), verify=True).startswith(f"{len(lines_of(tmp_path / 'store'))} volumes of")
+
+
+def test_a_scan_refused_for_its_modality_is_looked_at_again_when_that_is_corrected(tmp_path):
+    write_scan(tmp_path / "a.nii.gz", kind="ct")
+    table = tmp_path / "scans.csv"
+    table.write_text("image,modality\na.nii.gz,MR\n")
+    store_of(tmp_path / "store", table)
+    table.write_text("image,modality\na.nii.gz,CT\n")
+    assert "1 files or series done" in store_of(tmp_path / "store", table)
+    assert lines_of(tmp_path / "store")[-1]["modality"] == "CT"

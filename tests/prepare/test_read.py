@@ -1,6 +1,7 @@
 """The volumes of sources: formats, lists, DICOM, subjects, and reasons for what cannot be read."""
 
 import json
+import logging
 
 import itk
 import nibabel as nib
@@ -35,6 +36,15 @@ def test_a_folder_is_searched_for_every_format_and_not_for_labels(tmp_path):
     assert sorted(one.path for one in found if not one.dicom) == ["a/one.nii.gz", "b/three.nrrd", "b/two.nii"]
     assert sorted(one.path for one in found if one.dicom) == ["c/series", "c/without_endings"]
     assert len({one.id() for one in found}) == 5
+
+
+def test_volumes_that_are_not_read_are_named(tmp_path, caplog):
+    write_scan(tmp_path / "a.nii.gz")
+    assert paths(tmp_path) == ["a.nii.gz"] and not caplog.records
+    (tmp_path / "B.NII.GZ").touch()
+    with caplog.at_level(logging.WARNING, "mambamim_nets"):
+        assert paths(tmp_path) == ["a.nii.gz"]
+    assert f"1 file(s) are left out, such as {tmp_path / 'B.NII.GZ'}; names must end in .nii.gz, .nii, " in caplog.text
 
 
 def test_the_name_of_a_volume_does_not_depend_on_where_its_source_lies(tmp_path):

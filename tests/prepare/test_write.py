@@ -5,6 +5,7 @@ from helpers import refused
 
 from mambamim_nets.bundle.data.store import Recipe, read_recipe
 from mambamim_nets.bundle.data.store_files import files_of
+from mambamim_nets.prepare.read import Found
 from mambamim_nets.prepare.write import Index, keep_recipe
 
 
@@ -36,6 +37,8 @@ def test_an_index_knows_what_was_appended_and_drops_what_was_replaced(files):
     assert [line["path"] for line in files.lines(index.path)] == ["x", "y", "y", "x"]
     assert index.close() == {"stored": 0, "refused": 3, "odd": 0}
     again = Index(files, 1, 2, [None])
-    assert again.has("a", "x", (1, 2)) and not again.has("a", "x", (1, 3)) and not again.has("a", "z", (1, 2))
+    x, z = Found("a", "/a", "x"), Found("a", "/a", "z")
+    assert again.has(x, (1, 2)) and not again.has(x, (1, 3)) and not again.has(z, (1, 2))
+    assert not again.has(Found("a", "/a", "x", modality="MR"), (1, 2)), "another modality may not be refused"
     assert files.paths("index") == ["index/part-0-of-1.jsonl", "index/part-1-of-2.jsonl"]
     assert files.open("tables/part-0-of-1_refused.csv").read().count(b"no image") == 3

@@ -236,10 +236,14 @@ def test_a_folder_made_with_other_settings_is_refused(tmp_path):
     (run.folder / "run.json").write_text(json.dumps({"settings": run.settings()}))
     run.check()
     other = dataclasses.replace(run, steps=(("--max_epochs", "3"),))
-    with pytest.raises(ValueError, match=r"other settings \(2 there, 3 here\).* another --output"):
+    with pytest.raises(ValueError, match=r"other settings \(2 there, 3 here\).* another output folder"):
         other.check()
     with pytest.raises(ValueError, match="images b here"):
         dataclasses.replace(run, inputs="images b").check()
+    two = dataclasses.replace(run, inputs="labels a; images a")
+    (run.folder / "run.json").write_text(json.dumps({"settings": two.settings()}))
+    with pytest.raises(ValueError, match=r"\(images a there, images b here\)"):
+        dataclasses.replace(two, inputs="labels a; images b").check()
     (run.folder / "run.json").unlink()
     (run.folder / "model_best.pt").touch()
     with pytest.raises(ValueError, match="nothing on record there"):

@@ -1,16 +1,19 @@
-"""What the readers of data lists share: keys, names of cases, and subjects."""
+"""What the readers of data lists share: keys, names of cases, subjects, and what label values mean."""
 
 from __future__ import annotations
 
+import logging
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mambamim_nets.bundle.files import read_json, stem
+from mambamim_nets.bundle.files import read_json, some, stem
 
-__all__ = ["DECATHLON_KEYS", "case_names", "is_nnunet", "keys_of", "listed_subjects"]
+__all__ = ["DECATHLON_KEYS", "case_names", "compare_labels", "is_nnunet", "keys_of", "listed_subjects"]
 
+logger = logging.getLogger("mambamim_nets")
 DECATHLON_KEYS = ("training", "validation", "test", "testing")
 
 
@@ -43,6 +46,54 @@ def listed_subjects(path: Path) -> dict[str, str]:
     if not isinstance(entries, list):
         return {}
     return {e["case"]: str(e["subject"]) for e in entries if isinstance(e, dict) and "case" in e and "subject" in e}
+
+
+def compare_labels(path: Path, labels: Mapping[str, int]) -> None:
+    """Compare what a dataset.json calls label values with what a task does; other words for a value are logged.
+
+    Names are the same if they have the same words, in any order and letters: "kidney_left" is "left kidney".
+
+    Args:
+        path: of the dataset.json; without one, or without label names in it, there is nothing to compare.
+        labels: of the task, name -> value.
+
+    Raises:
+        ValueError: a name has another value there than in the task, so masks would be learnt under wrong names.
+    """
+    stated = _stated_labels(read_json(path)) if path.is_file() else {}
+    values = {_words(name): value for name, value in labels.items()}
+    names = {value: name for name, value in labels.items()}
+    wrong, otherwise = [], []
+    for value, name in sorted(stated.items()):
+        meant = values.get(_words(name), value)
+        if meant != value:
+            wrong.append(f"{name!r} is {value} there and {meant} in this task")
+        elif value in names and _words(names[value]) != _words(name):
+            otherwise.append(f"{value} {name!r} (here {names[value]!r})")
+    if wrong:
+        raise ValueError(
+            f"{path}: 'labels' contradict this task: {some(wrong)}; use a bundle for this data set, such as"
+            " mambamim_nets.plan writes, or give --labels with its names and values, or correct the file if it is wrong"
+        )
+    if otherwise:
+        logger.warning(
+            "%s: 'labels' have other names than this task: %s; see that they mean the same", path, some(otherwise)
+        )
+
+
+def _stated_labels(content: Any) -> dict[int, str]:
+    """Return the names of label values, of {"1": name} or {name: 1}; regions, of several values, are left out."""
+    said = content.get("labels") if isinstance(content, dict) else None
+    found = {}
+    for key, value in said.items() if isinstance(said, Mapping) else ():
+        name, number = (value, key) if str(key).isdecimal() else (key, value)
+        if isinstance(name, str) and str(number).isdecimal() and int(number):
+            found[int(number)] = name
+    return found
+
+
+def _words(name: str) -> tuple[str, ...]:
+    return tuple(sorted(re.findall(r"[^\W_]+", name.lower())))
 
 
 def keys_of(content: Any) -> str:

@@ -13,6 +13,7 @@ from monai.data import Dataset, DistributedSampler
 from monai.transforms import MapTransform, Transform
 from torch.utils.data import Sampler, WeightedRandomSampler
 
+from mambamim_nets.bundle.data.datalists import compare_labels
 from mambamim_nets.bundle.data.labelled import labelled_cases
 from mambamim_nets.bundle.data.memory import ScanMemory
 from mambamim_nets.bundle.data.splits import (
@@ -26,6 +27,7 @@ from mambamim_nets.bundle.data.splits import (
 from mambamim_nets.bundle.data.store import Store
 from mambamim_nets.bundle.data.unlabelled import unlabelled_images
 from mambamim_nets.bundle.data.verification import check_labelled, check_unlabelled
+from mambamim_nets.bundle.files import some
 from mambamim_nets.bundle.labels import named_values
 from mambamim_nets.phantom import write as write_phantom
 
@@ -88,7 +90,7 @@ def labelled(
     """List and check the labelled cases of a folder; see ``labelled_cases`` and ``check_labelled``.
 
     Args:
-        folder: the data set.
+        folder: the data set; what its ``dataset.json`` calls label values is compared, see ``compare_labels``.
         channels: names of the network's input channels, in its order.
         labels: class name -> label value.
         cache_file: where the check remembers what it found sound.
@@ -96,6 +98,7 @@ def labelled(
         subjects: which cases are of one person where the data set does not say it; see ``with_numbered_subjects``.
     """
     cases = labelled_cases(folder, channels)
+    compare_labels(Path(folder, "dataset.json"), labels)
     if subjects:
         cases = with_numbered_subjects(cases, **subjects)
     check_labelled(cases, len(channels), named_values(labels), cache_file=cache_file, memory=memory)
@@ -142,7 +145,7 @@ def fold_cases(
         source = source or next(found, None)
         published = Path(bundle_root, "configs", PUBLISHED) if bundle_root is not None else None
         if source is None and published is not None and published.is_file():
-            source = str(published) if named_in(published) == {item["case"] for item in cases} else None
+            source = str(published) if _divides(published, {item["case"] for item in cases}, part) else None
         subjects = {item.get("subject", item["case"]) for item in cases}
         undivided = fold == "all" and source is None and len(subjects) < FOLDS
         chosen = split(cases, fold, () if undivided else folds(cases, source, FOLDS), part)
@@ -152,6 +155,20 @@ def fold_cases(
     if memory is not None:
         memory.warn_of_cache(chosen, cache_rate)
     return chosen
+
+
+def _divides(fold_file: Path, cases: set[str], part: str) -> bool:
+    """Return whether a bundle's own folds are those of a data set; of nearly the same cases it is a warning."""
+    named = named_in(fold_file)
+    if named != cases and named & cases and part == "val":  # which every run asks for
+        others = (("only in the file", named - cases), ("only in the data set", cases - named))
+        logger.warning(
+            "%s is not used, since it names other cases: %s; folds are made anew, and weights of the old ones may have"
+            " seen what is held out now: complete the data set, or give folds of all cases by --fold_file",
+            fold_file,
+            "; ".join(f"{some(sorted(names), 3)} {where}" for where, names in others if names),
+        )
+    return named == cases
 
 
 def unlabelled(

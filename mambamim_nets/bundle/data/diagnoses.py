@@ -63,9 +63,10 @@ def diagnosed(
     Raises:
         FileNotFoundError: there is no table.
         ValueError: on one or more problems, of which up to 20 are named: a column or value is missing, a diagnosis or
-            part is unknown, an image is missing or in two rows, two rows have one subject and session, a subject is in
-            two parts, some rows only have a part, a subject or session cannot name files, a path leaves the folder; or
-            an image of the task cannot be read, or is there under two names (see `check_images`).
+            part is unknown, an image is missing or in two rows, two rows have one subject and session or one name of
+            results, a subject is in two parts, some rows only have a part, a subject or session cannot name files, a
+            path leaves the folder; or an image of the task cannot be read, or is there under two names (see
+            `check_images`).
     """
     path = Path(folder, TABLE)
     rows = _rows(path)
@@ -188,6 +189,7 @@ def _problems(rows: Sequence[Mapping[str, str]], folder: Path, diagnoses: Sequen
     problems = []
     images: dict[str, str] = {}
     scans: dict[tuple[str, str], str] = {}
+    cases: dict[str, str] = {}
     parts: dict[str, dict[str, str]] = defaultdict(dict)
     with_part = sum(bool(row["part"]) for row in rows)
     for row in rows:
@@ -211,6 +213,10 @@ def _problems(rows: Sequence[Mapping[str, str]], folder: Path, diagnoses: Sequen
             if first != line:
                 named = f"subject {subject!r}" + (f" session {row['session']!r}" if row["session"] else "")
                 problems.append(f"{line}: {named} is in {first} too; give each scan of a subject its own session")
+            elif (first := cases.setdefault(_case(row), line)) != line:
+                problems.append(
+                    f"{line}: its results would be called {_case(row)!r}, as those of {first}; give another session"
+                )
         if row["part"] and row["part"] not in PARTS:
             problems.append(f"{line}: part {row['part']!r} must be one of {', '.join(PARTS)}; correct it")
         elif with_part and not row["part"]:

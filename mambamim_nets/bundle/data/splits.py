@@ -272,6 +272,7 @@ def _folds_of(content: Any, path: Path) -> list[list[str]]:
     elif isinstance(content, dict) and "folds" in content:
         content = content["folds"]
         if isinstance(content, dict):
+            _require_from_0(sorted(map(int, content)), path)
             content = [content[number] for number in sorted(content, key=int)]
     elif isinstance(content, dict) and isinstance(content.get("training"), list):
         entries = content["training"]
@@ -284,12 +285,14 @@ def _folds_of(content: Any, path: Path) -> list[list[str]]:
                 f"{path}: {len(without)} training entries without 'image' or 'fold', first {without[0]!r}; {remedy}"
             )
         numbers = sorted({int(entry["fold"]) for entry in entries})
+        _require_from_0(numbers, path)
         names = case_names(entries)
         content = [
             [name for name, entry in zip(names, entries, strict=True) if int(entry["fold"]) == number]
             for number in numbers
         ]
     if isinstance(content, list) and content and all(isinstance(fold, dict) and "val" in fold for fold in content):
+        _require_all_others(content, path)
         content = [fold["val"] for fold in content]
     if (
         not isinstance(content, list)
@@ -301,6 +304,26 @@ def _folds_of(content: Any, path: Path) -> list[list[str]]:
             f" or a Decathlon list with 'fold'; it has {keys_of(content)}"
         )
     return [[stem(case) for case in fold] for fold in content]
+
+
+def _require_from_0(numbers: Sequence[int], path: Path) -> None:
+    """Refuse folds of other numbers than 0, 1, ..., of which --fold would take another one than it names."""
+    if list(numbers) != list(range(len(numbers))):
+        raise ValueError(f"{path}: folds are numbered {list(numbers)}; number them from 0 on, as --fold names them")
+
+
+def _require_all_others(splits: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Refuse nnU-Net splits that do not train on every case that they do not hold out, since here a fold does."""
+    every = {str(case) for split in splits for case in (*split["val"], *split.get("train", ()))}
+    for number, split in enumerate(splits):
+        others = every - set(map(str, split["val"]))
+        train = set(map(str, split.get("train", others)))
+        if train != others:
+            raise ValueError(
+                f"{path}: fold {number} trains on {len(train)} cases, and must train on all that it does not hold out,"
+                f" which are {len(others)}; differing: {some(sorted(train ^ others), 3)}: give lists of held-out cases"
+                " alone, and --train_cases for fewer"
+            )
 
 
 def _validate_folds(named: Sequence[Sequence[str]], subject_of: Mapping[str, str], path: Path) -> None:

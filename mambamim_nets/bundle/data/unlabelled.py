@@ -16,8 +16,10 @@ from typing import Any
 
 from mambamim_nets.bundle.data.datalists import DECATHLON_KEYS, is_nnunet, keys_of
 from mambamim_nets.bundle.files import NIFTI, read_json, stem
+from mambamim_nets.bundle.io.dicom_files import ENDINGS as DICOM_ENDINGS
+from mambamim_nets.bundle.io.scan_formats import VOLUMES
 
-__all__ = ["image_folders", "is_label", "unlabelled_images"]
+__all__ = ["image_folders", "is_label", "is_other", "unlabelled_images", "warn_of_others"]
 
 logger = logging.getLogger("mambamim_nets")
 MAX_CHANNELS = 8  # of an nnU-Net case whose folder has no dataset.json
@@ -184,8 +186,9 @@ def _nnunet_images(root: Path, content: Mapping[str, Any] | None, key: str | Non
 
 
 def _found_images(root: Path) -> Iterator[str]:
-    found, labels = [], 0
+    found, labels, others = [], 0, []
     for folder, files in image_folders(root):
+        others += [os.path.join(folder, file) for file in files if is_other(file, NIFTI) or is_slice(file)]
         for file in files:
             if not file.endswith(NIFTI):
                 continue
@@ -195,6 +198,8 @@ def _found_images(root: Path) -> Iterator[str]:
                 found.append(os.path.join(folder, file))
     if labels:
         logger.info("%s: %d files named *_seg or *_label left out", root, labels)
+    if found:
+        warn_of_others(root, others, "only .nii and .nii.gz are read here; mambamim_nets.prepare makes a store of all")
     yield from sorted(found)
 
 
@@ -211,6 +216,23 @@ def image_folders(root: Path) -> Iterator[tuple[str, list[str]]]:
             name for name in folders if not name.startswith(".") and not name.lower().startswith("labels")
         )
         yield folder, sorted(file for file in files if not file.startswith("."))
+
+
+def is_other(file: str, read: tuple[str, ...]) -> bool:
+    """Return whether a file is a volume by its name, but of none of the endings that are read, and no label map."""
+    name = file.lower()
+    return not file.endswith(read) and name.endswith(VOLUMES) and not is_label(stem(name, VOLUMES))
+
+
+def is_slice(file: str) -> bool:
+    """Return whether a file is DICOM by the ending of its name."""
+    return os.path.splitext(file)[1].lower() in DICOM_ENDINGS
+
+
+def warn_of_others(root: Path, files: Sequence[str], remedy: str) -> None:
+    """Log that files of a source are left out for their names."""
+    if files:
+        logger.warning("%s: %d file(s) are left out, such as %s; %s", root, len(files), files[0], remedy)
 
 
 def is_label(name: str) -> bool:

@@ -2,32 +2,43 @@
 
 from __future__ import annotations
 
+import logging
 import math
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import ignite.distributed as idist
+import torch
 from ignite.engine import Events
 from monai.data import MetaTensor
 from monai.engines import Evaluator
 from monai.transforms import LoadImage
 
+from mambamim_nets.bundle.checkpoint_files import LAST
+from mambamim_nets.bundle.files import some
+from mambamim_nets.bundle.handlers.identity import TRAINING_CASES
 from mambamim_nets.bundle.metrics.table import MetricTable
 from mambamim_nets.bundle.visualize.planes import log_figure, save_figure
-from mambamim_nets.bundle.weights import weights_caption, weights_note
+from mambamim_nets.bundle.weights import weights_caption, weights_files, weights_note
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = ["CaseCollector", "ValidationFigure", "stored_image"]
 
+logger = logging.getLogger("mambamim_nets")
+
 Table = TypeVar("Table", bound=MetricTable[Any])
 
 
 class CaseCollector(ABC, Generic[Table]):
     """Fill a table with the cases of an evaluation; attached to an evaluator.
+
+    Cases that the weights were trained on, as the checkpoint beside them says, are warned of after the table: folds
+    that are made anew, of a data set that has grown, hold others out.
 
     Args:
         folder: where pictures go, as `<case>_overlay.png`.
@@ -42,6 +53,7 @@ class CaseCollector(ABC, Generic[Table]):
         self, folder: str | Path = ".", pictures: int = 0, checkpoint: str | Sequence[str] | None = None
     ) -> None:
         self.folder, self.note = Path(folder), weights_note(checkpoint)
+        self.weights = weights_files(checkpoint)
         self.pictures = math.ceil((pictures - idist.get_rank()) / idist.get_world_size())  # this process's share
 
     @abstractmethod
@@ -69,9 +81,24 @@ class CaseCollector(ABC, Generic[Table]):
         engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
         engine.add_event_handler(Events.COMPLETED, self.finish)
+        engine.add_event_handler(Events.COMPLETED, self._warn_of_trained)
 
     def _start(self, engine: Evaluator) -> None:
         self.table = self.new_table()
+
+    def _warn_of_trained(self, engine: Evaluator) -> None:
+        dataset = getattr(engine.state.dataloader, "dataset", None)
+        items = [item for item in getattr(dataset, "data", ()) if isinstance(item, Mapping)]
+        for path in self.weights if idist.get_rank() == 0 else ():
+            if seen := trained_cases(items, path):
+                logger.warning(
+                    "%d of %d evaluated cases were trained on, by the checkpoint beside %s: %s; their scores say"
+                    " nothing about new scans: evaluate on the cases that its run held out",
+                    len(seen),
+                    len(items),
+                    path,
+                    some(seen, 5),
+                )
 
     def _collect(self, engine: Evaluator) -> None:
         for source, item in zip(engine.state.batch, engine.state.output, strict=True):
@@ -79,6 +106,28 @@ class CaseCollector(ABC, Generic[Table]):
             if self.pictures > 0:
                 self.pictures -= 1
                 save_figure(self.draw(source, item), self.folder / f"{source['case']}_overlay.png")
+
+
+def trained_cases(items: Sequence[Mapping[str, Any]], weights: str | Path) -> list[str]:
+    """Return which cases the run trained on that left weights, none where no checkpoint of it lies beside them.
+
+    Args:
+        items: cases with "case" and "image"; those of another folder than that of the run are others of the same name.
+        weights: file that a run has exported.
+    """
+    last = Path(weights).with_name(LAST)
+    try:
+        held = torch.load(last, map_location="cpu", weights_only=True, mmap=True)["identity"]
+        root, names = os.path.join(str(held["data_root"]), ""), held[TRAINING_CASES]  # a list, or of many a digest
+    except Exception:  # none there, of an earlier version, or damaged, which resuming names
+        return []
+    files = {
+        item["case"]: item["image"] if isinstance(item["image"], str) else item["image"][0]
+        for item in items
+        if item.get("case") and item.get("image")
+    }
+    known = set(names) if isinstance(names, list) else set()
+    return sorted(case for case, file in files.items() if file.startswith(root) and case in known)
 
 
 def stored_image(item: Mapping[str, Any]) -> MetaTensor:

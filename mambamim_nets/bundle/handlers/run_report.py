@@ -102,6 +102,13 @@ class RunReport:
         }
         self.write()
 
+    def other_scan(self, name: str, item: Mapping[str, Any]) -> str:
+        """Return the path of the scan that has an entry under a name, where it is not this item's; else ""."""
+        held = self.scans.get(name, {}).get("input", {})
+        if held.get("path") in (None, _path(item)) or held.get("sha256") == _input(item).get("sha256"):
+            return ""
+        return str(held["path"])
+
     def write(self) -> None:
         """Write report.json."""
         needed = {self.number, *(entry.get("run") for entry in self.scans.values())}
@@ -162,8 +169,14 @@ def _input(item: Mapping[str, Any]) -> dict[str, Any]:
                     digest.update(block)
                     size += len(block)
     except OSError as error:
-        return {"path": item["image"], "files": len(files), "unreadable": str(error)}
-    return {"path": item["image"], "files": len(files), "bytes": size, "sha256": digest.hexdigest()}
+        return {"path": _path(item), "files": len(files), "unreadable": str(error)}
+    return {"path": _path(item), "files": len(files), "bytes": size, "sha256": digest.hexdigest()}
+
+
+def _path(item: Mapping[str, Any]) -> str | list[str]:
+    """Return where a scan lies, absolute, since runs from several folders may share a report."""
+    image = item["image"]
+    return os.path.abspath(image) if isinstance(image, str) else [os.path.abspath(file) for file in image]
 
 
 def _peak() -> dict[str, int]:

@@ -40,9 +40,9 @@ class ScanResults:
 
     A scan whose results cannot be written is recorded as failed; the others go on. Scans that an earlier run has done
     are left out: their row is of the same files (by name, size and time of change), weights (by content), settings and
-    version, and their results are still there. The table is sorted by scan, keeps the rows of earlier runs, and is
-    replaced whole or not at all; beside it are report.json and report.html, see `RunReport`. While a run fills a
-    folder, another one is refused there.
+    version, and their results are still there. Results of another scan of the same name are not replaced. The table is
+    sorted by scan, keeps the rows of earlier runs, and is replaced whole or not at all; beside it are report.json and
+    report.html, see `RunReport`. While a run fills a folder, another one is refused there.
 
     Args:
         loader: of the scans; its data set's items say where they came from, and what is doubtful about them.
@@ -80,6 +80,7 @@ class ScanResults:
         self.rows = self._earlier_rows()
         self.made_from: dict[str, str] = {}
         self.noticed: dict[str, list[str]] = {}
+        self.taken: set[str] = set()  # names that have results of another scan
         self.report = RunReport(self.folder)
         self.computing = 0.0  # when the work on the current scan began, once it was loaded
 
@@ -149,16 +150,31 @@ class ScanResults:
         remove_leftovers(self.folder)
         self.check()
         self.rows, self.noticed = self._earlier_rows(), {}
+        self.report = RunReport(self.folder)
+        self._keep_others()
         made_with = self.made_with()
         self.made_from = {name: _made_from(item, made_with) for name, item in self.items.items()}
         done = [] if self.overwrite else [name for name in self.items if self._is_done(name)]
         self.loader.finished = frozenset(done)
         digests = {path: file_digest(path) for path in weights_files(self.checkpoint)}
-        self.report = RunReport(self.folder)
         self.report.start({"sha256": digests, "note": self.note}, getattr(engine.state, "device", ""), self.results)
         if done:
             found = (len(done), len(self.items), self.table)
             logger.info("%d of %d scans are left out: %s has them; --overwrite true does them again", *found)
+
+    def _keep_others(self) -> None:
+        """Give scans an "error" whose results are there of another scan of their name, such as another patient's.
+
+        Files of two exports may share names, sizes and times, so the place of a scan counts, or else its content.
+        """
+        self.taken = set()
+        for name in self.rows.keys() & self.items.keys() if not self.overwrite else ():
+            if other := self.report.other_scan(name, self.items[name]):
+                self.taken.add(name)
+                self.items[name]["error"] = (
+                    f"{self.folder} has results of another scan of this name, {other}, which would be replaced; give"
+                    " another --output_dir, or --overwrite true"
+                )
 
     def _is_done(self, name: str) -> bool:
         row, made_from = self.rows.get(name, []), self.made_from[name]
@@ -200,6 +216,8 @@ class ScanResults:
 
     def _report_failures(self) -> None:
         for name, why in self.loader.failures.items():
+            if name in self.taken:  # the entry is that of the other scan
+                continue
             held = self.report.scans.get(name, {})
             if (held.get("run"), held.get("outcome")) != (self.report.number, "failed"):
                 self.report.scan(name, self.items[name], "failed", why, warnings=self.warnings(name))

@@ -42,6 +42,7 @@ __all__ = ["CaseReport", "ScanReport", "ValidationPicture", "preview_window"]
 
 logger = logging.getLogger("mambamim_nets")
 VOLUMES = "volumes.csv"
+NOTHING = "nothing was found: look at the field of view, at the intensities and where the axes of the scan point"
 STEPS = 65535  # between the probabilities 0 and 1, in a file
 GIB = 2**30
 
@@ -249,6 +250,8 @@ class ScanReport(ScanResults):
         volumes = [counts[list(values)].sum() * ml for values in self.targets.structures.values()]
         found = dict(zip(self.targets.structures, volumes, strict=True))
         logger.info("%s: %s", path, ", ".join(f"{part} {volume:.1f} ml" for part, volume in found.items() if volume))
+        if not label.any():
+            self.warn(name, NOTHING)
         for objection in volume_objections(self.seen, found):
             self.warn(name, objection)
         if self.pictures:

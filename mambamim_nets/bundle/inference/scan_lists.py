@@ -26,10 +26,19 @@ from mambamim_nets.bundle.data.inspection import Volume, image_problems, inspect
 from mambamim_nets.bundle.data.memory import ScanMemory
 from mambamim_nets.bundle.errors import first_line
 from mambamim_nets.bundle.files import first_lines, some, stem
+from mambamim_nets.bundle.io.dicom_files import dicom_among, probed_folders
 from mambamim_nets.bundle.io.dicom_series import Series, series_of
 from mambamim_nets.bundle.io.headers import assumed, checked_axes
 from mambamim_nets.bundle.io.modalities import channel_of, modality_of
-from mambamim_nets.bundle.io.scan_formats import ENDINGS, NIBABEL, format_of, read_header, read_scan, scan_header
+from mambamim_nets.bundle.io.scan_formats import (
+    ENDINGS,
+    NIBABEL,
+    VOLUMES,
+    format_of,
+    read_header,
+    read_scan,
+    scan_header,
+)
 
 __all__ = ["scans", "source_files"]
 
@@ -54,7 +63,7 @@ def scans(
 
     Args:
         path: one of
-            - a file (.nii, .nii.gz, .mgz, .nrrd, .mha), or a folder of them, not searched below;
+            - a file (.nii, .nii.gz, .mgz, .nrrd, .mha), or a folder of them without DICOM series, not searched below;
             - a folder with DICOM files of one or more image series, or one whose sub-folders are such folders;
             - for several channels: a folder of sets of files, one for each channel, named as in BraTS (case_t1ce or
               case-t1c, ...) or nnU-Net (case_0000, case_0001, ...); one file of a set, which the others in its folder
@@ -74,14 +83,23 @@ def scans(
     Raises:
         FileNotFoundError: the path does not exist or holds no scan.
         ValueError: not one scan is sound, two results would share a name, a result would replace a file of the input,
-            DICOM is given for several channels, or `assume_axes` names none.
+            a folder holds volumes and a DICOM series, DICOM is given for several channels, or `assume_axes` names none.
     """
     axes = checked_axes(assume_axes)
-    items, ignored = _find(Path(path).expanduser(), list(channels), postfix)
+    source, searched = Path(path).expanduser(), list[Path]()
+    items, ignored = _find(source, list(channels), postfix, searched)
     items.sort(key=lambda item: item["name"])
     _refuse_collisions(path, items, ignored, output_dir, postfix)
     if ignored:
         logger.info("left out, segmentations by their names: %s", some([str(file) for file in ignored]))
+    if passed_over := _passed_over(source, searched, len(channels) > 1, output_dir, postfix):
+        logger.warning(
+            "not among the scans, though they look like some, one of each folder: %s; single volumes are read from the"
+            " folder itself, DICOM from it or from folders directly below, and names must end in %s: give them by an"
+            " --input of their own",
+            some(passed_over, 5),
+            ", ".join(ENDINGS),
+        )
     with ThreadPoolExecutor(WORKERS) as pool:
         done = pool.map(lambda item: _judge(item, len(channels), axes, memory), items)
         for _ in tqdm(done, desc="check scans", total=len(items), disable=None):
@@ -140,10 +158,10 @@ def _item(image: str | list[str], name: str, error: str = "", series: Series | N
     return item
 
 
-def _find(source: Path, channels: list[str], postfix: str) -> tuple[list[Item], list[Path]]:
-    """Return the scans of a path, and the segmentation files among them."""
+def _find(source: Path, channels: list[str], postfix: str, searched: list[Path]) -> tuple[list[Item], list[Path]]:
+    """Return the scans of a path, and the segmentation files among them; add folders searched for DICOM to a list."""
     if source.is_dir():
-        return _in_folder(source, channels, postfix)
+        return _in_folder(source, channels, postfix, searched)
     if source.is_file():
         return _of_file(source, channels), []
     if glob.has_magic(str(source)):
@@ -164,10 +182,11 @@ def _volumes(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if _is_volume(path))
 
 
-def _in_folder(folder: Path, channels: list[str], postfix: str) -> tuple[list[Item], list[Path]]:
+def _in_folder(folder: Path, channels: list[str], postfix: str, searched: list[Path]) -> tuple[list[Item], list[Path]]:
     below = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     left_out: list[str] = []
     items, ignored = _of_one_folder(folder, channels, postfix, left_out, volumes=True)
+    searched.append(folder)
     if items and below:
         logger.info("%s: %d sub-folder(s) are not searched", folder, len(below))
     if not items:
@@ -176,6 +195,7 @@ def _in_folder(folder: Path, channels: list[str], postfix: str) -> tuple[list[It
             more, segmentations = _of_one_folder(path, channels, postfix, left_out, volumes=len(channels) > 1)
             items += more
             ignored += segmentations
+            searched.append(path)
     if left_out:
         logger.info("left out, no volumes:\n%s", first_lines(left_out))
     if not items:
@@ -191,8 +211,44 @@ def _of_one_folder(
     folder: Path, channels: list[str], postfix: str, left_out: list[str], volumes: bool
 ) -> tuple[list[Item], list[Path]]:
     if volumes and (files := _volumes(folder)):
+        if series := _series_beside(folder):
+            raise ValueError(
+                f"input folder {folder} holds volumes, such as {files[0].name}, and a DICOM series, such as"
+                f" {Path(series[0].files[0]).name}, and only one of them can be meant: move one kind into a folder of"
+                " its own, or give a file"
+            )
         return _by_case(files, channels, postfix)
     return _of_dicom(folder, folder.resolve().name, channels, left_out), []
+
+
+def _series_beside(folder: Path) -> list[Series]:
+    """Return the DICOM series in a folder of volumes; none where pydicom is not installed."""
+    with contextlib.suppress(ImportError):
+        return [series for series in series_of(folder)[0] if series.files]
+    return []
+
+
+def _passed_over(source: Path, searched: Sequence[Path], several: bool, output_dir: str, postfix: str) -> list[str]:
+    """Return of each folder, from a source on, a file that looks like a scan by its name or first bytes, and is none.
+
+    Args:
+        source: file, folder or pattern; only a folder has anything to pass over.
+        searched: folders that were searched for DICOM series; the log says what else is in them.
+        several: whether volumes were looked for in all of these, and not only in the source.
+        output_dir: folder of results, where it lies below the source.
+        postfix: of label maps, which are no scans.
+    """
+    labels, results, found = (*SEGMENTATION, postfix.lower()), Path(output_dir).resolve(), []
+    for folder, files in probed_folders(source) if source.is_dir() else ():
+        if results in (folder.resolve(), *folder.resolve().parents) and source.resolve() in results.parents:
+            continue
+        named = [name for name in files if name.lower().endswith(VOLUMES)]
+        if folder == source or (several and folder in searched):
+            named = [name for name in named if not name.endswith(ENDINGS)]
+        named = [name for name in named if not stem(name.lower(), VOLUMES).endswith(labels)]
+        dicom = dicom_among(folder, files) if folder not in searched else None
+        found += [str(file) for file in (*(folder / name for name in named[:1]), dicom) if file]
+    return found
 
 
 def _of_file(file: Path, channels: list[str]) -> list[Item]:

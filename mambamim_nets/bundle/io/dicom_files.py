@@ -10,7 +10,7 @@ import contextlib
 import os
 import re
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple
@@ -22,9 +22,12 @@ __all__ = [
     "Folder",
     "SliceHeader",
     "Unreadable",
+    "dicom_among",
     "first_dicom",
     "frame_geometry",
+    "frame_rescaling",
     "made_uid",
+    "probed_folders",
     "read_folder",
 ]
 
@@ -174,13 +177,25 @@ def first_dicom(root: Path) -> Path | None:
     Args:
         root: the folder; of those below it the first 200 are looked into, links are not followed.
     """
+    for folder, files in probed_folders(root):
+        if (found := dicom_among(folder, files)) is not None:
+            return found
+    return None
+
+
+def probed_folders(root: Path) -> Iterator[tuple[Path, list[str]]]:
+    """Yield a folder and those below it, the first 200, with the files in each, sorted; links are not followed."""
     for folder, folders, files in islice(os.walk(root), PROBED_FOLDERS):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        named = [n for n in sorted(files) if _ending(n) in {"", *ENDINGS} and not n.startswith(".")]
-        for path in (Path(folder, name) for name in named[:PROBED_FILES]):
-            with contextlib.suppress(OSError), path.open("rb") as file:
-                if file.read(132)[128:] == b"DICM":
-                    return path
+        yield Path(folder), sorted(name for name in files if not name.startswith("."))
+
+
+def dicom_among(folder: Path, files: Iterable[str]) -> Path | None:
+    """Return a DICOM file among some of a folder, by the first bytes of three whose names allow it."""
+    for path in (folder / name for name in [n for n in files if _ending(n) in {"", *ENDINGS}][:PROBED_FILES]):
+        with contextlib.suppress(OSError), path.open("rb") as file:
+            if file.read(132)[128:] == b"DICM":
+                return path
     return None
 
 
@@ -329,6 +344,19 @@ def frame_geometry(dataset: Any) -> tuple[list[Any], list[Any], list[Any]]:
         [_of_group(groups, "PlaneOrientationSequence", "ImageOrientationPatient") for groups in frames],
         [_of_group(groups, "PixelMeasuresSequence", "PixelSpacing") for groups in frames],
     )
+
+
+def frame_rescaling(dataset: Any) -> set[tuple[float, float]]:
+    """Return the different slopes and intercepts of the frames of a file; none where its frames have no header each.
+
+    Args:
+        dataset: a pydicom Dataset.
+    """
+    shared = dataset.get("SharedFunctionalGroupsSequence") or [_pydicom().Dataset()]
+    frames = [(group, shared[0]) for group in dataset.get("PerFrameFunctionalGroupsSequence") or ()]
+    sequence = "PixelValueTransformationSequence"
+    values = [(_of_group(f, sequence, "RescaleSlope"), _of_group(f, sequence, "RescaleIntercept")) for f in frames]
+    return {(1.0 if slope is None else float(slope), float(intercept or 0)) for slope, intercept in values}
 
 
 def _of_group(groups: Iterable[Any], sequence: str, name: str) -> Any | None:

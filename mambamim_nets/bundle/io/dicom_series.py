@@ -40,7 +40,14 @@ from typing import Any
 import numpy as np
 
 from mambamim_nets.bundle.files import some
-from mambamim_nets.bundle.io.dicom_files import Folder, SliceHeader, Unreadable, made_uid, read_folder
+from mambamim_nets.bundle.io.dicom_files import (
+    Folder,
+    SliceHeader,
+    Unreadable,
+    frame_rescaling,
+    made_uid,
+    read_folder,
+)
 
 __all__ = ["LPS_TO_RAS", "Series", "series_among", "series_of"]
 
@@ -158,7 +165,8 @@ def _series(volume: list[SliceHeader], headers: list[SliceHeader], unreadable: l
     """Return the series of some slices, or of a multi-frame file, among all headers of its UID."""
     slices = _sorted_slices(volume)
     first = slices[0]
-    affine, error = None, _cannot_be_read(unreadable)
+    dataset = next(header.dataset for header in slices if header.dataset is not None)
+    affine, error = None, _cannot_be_read(unreadable) or _misread(dataset)
     if not error:
         try:
             affine = _affine(slices)
@@ -170,8 +178,24 @@ def _series(volume: list[SliceHeader], headers: list[SliceHeader], unreadable: l
         affine,
         error,
         tuple(_disagreements(slices, headers)) if len(first.origins) == 1 else (),
-        next(header.dataset for header in slices if header.dataset is not None),
+        dataset,
     )
+
+
+def _misread(dataset: Any) -> str:
+    """Return why the values that ITK would read of a series are not those of its headers, or ""."""
+    if dataset.get("PhotometricInterpretation") == "MONOCHROME1":
+        return (
+            "its PhotometricInterpretation is MONOCHROME1, where high values are dark, and programs disagree on whether"
+            " HU are to be turned round: must be MONOCHROME2; export it anew, or convert it to NIfTI and look at its"
+            " values"
+        )
+    if len(rescalings := frame_rescaling(dataset)) > 1:
+        return (
+            f"its frames have {len(rescalings)} different rescale slopes and intercepts, and the first would be taken"
+            " for all: must have one; export it as a series of single slices, or convert it to NIfTI"
+        )
+    return ""
 
 
 # --- slices that cannot be read -------------------------------------------------------------------

@@ -23,7 +23,7 @@ from mambamim_nets.bundle.io.headers import AFFINE_ERROR, UNORIENTED, Header, ax
 from mambamim_nets.bundle.io.itk_files import itk_pixels, itk_voxels, mha_header, nrrd_header
 from mambamim_nets.bundle.io.nifti import nibabel_header, nibabel_voxels
 
-__all__ = ["ENDINGS", "FORMATS", "LoadScand", "ScanFormat", "read_header", "read_scan", "scan_header"]
+__all__ = ["ENDINGS", "FORMATS", "VOLUMES", "LoadScand", "ScanFormat", "read_header", "read_scan", "scan_header"]
 
 
 class ScanFormat(NamedTuple):
@@ -47,6 +47,8 @@ FORMATS: dict[str, ScanFormat] = {
     ".mha": ScanFormat(mha_header, itk_voxels),
 }
 ENDINGS = tuple(FORMATS)
+# endings of volumes, in small letters; files of those beyond ENDINGS, or in capitals, are named where they are not read
+VOLUMES = (*ENDINGS, ".mgh", ".hdr", ".mhd", ".nhdr")
 
 
 def format_of(path: str) -> ScanFormat:

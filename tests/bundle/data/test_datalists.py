@@ -1,10 +1,12 @@
 """What the readers of data lists share."""
 
 import json
+import logging
 
 import pytest
+from helpers import write_json
 
-from mambamim_nets.bundle.data.datalists import case_names, is_nnunet, keys_of, listed_subjects
+from mambamim_nets.bundle.data.datalists import case_names, compare_labels, is_nnunet, keys_of, listed_subjects
 
 
 @pytest.mark.parametrize(
@@ -35,3 +37,39 @@ def test_an_nnunet_description_is_told_by_its_keys():
     assert is_nnunet({"channel_names": {}, "file_ending": ".nii.gz"})
     assert not is_nnunet({"channel_names": {}}) and not is_nnunet([])
     assert keys_of({"b": 1, "a": 2}) == "keys ['a', 'b']" and keys_of([]) == "a list"
+
+
+TASK = {"left kidney": 1, "liver": 2}
+
+
+@pytest.mark.parametrize(
+    ("stated", "wrong"),
+    [
+        ({"0": "background", "1": "Kidney_Left", "2": "LIVER"}, []),
+        ({"background": 0, "left kidney": 1, "liver": 2, "spleen": 3}, []),
+        ({"kidney": [1, 2], "tumour": [2]}, []),
+        (["liver"], []),
+        ({"1": "liver", "2": "kidney (left)"}, ["'liver' is 1 there and 2 in", "is 2 there and 1 in"]),
+        ({"background": 0, "liver": 1}, ["'liver' is 1 there and 2 in this task"]),
+    ],
+    ids=["decathlon", "nnunet", "regions", "no names", "swapped", "another number"],
+)
+def test_a_name_must_have_the_value_that_the_task_gives_it(tmp_path, caplog, stated, wrong):
+    path = write_json(tmp_path / "dataset.json", {"labels": stated, "training": []})
+    with caplog.at_level(logging.WARNING, "mambamim_nets"):
+        if wrong:
+            with pytest.raises(ValueError, match="contradict this task") as caught:
+                compare_labels(path, TASK)
+            assert all(words in str(caught.value) for words in wrong) and str(path) in str(caught.value)
+        else:
+            compare_labels(path, TASK)
+    assert not caplog.records
+
+
+def test_other_names_for_a_value_are_logged(tmp_path, caplog):
+    path = write_json(tmp_path / "dataset.json", {"labels": {"1": "pancreas", "2": "liver"}})
+    compare_labels(tmp_path / "none.json", TASK)
+    with caplog.at_level(logging.WARNING, "mambamim_nets"):
+        compare_labels(path, TASK)
+    assert "1 'pancreas' (here 'left kidney'); see that they mean the same" in caplog.text
+    assert "liver" not in caplog.text

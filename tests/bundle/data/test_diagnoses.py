@@ -89,6 +89,14 @@ def test_every_problem_is_named_at_once(table):
         assert sum(problem in line for line in lines) == 1, problem
 
 
+def test_two_scans_whose_results_would_have_one_name(table, reliability):
+    rows = ["a,images/a.nii.gz,AD,1_2", "a_1,images/b.nii.gz,NC,2", "a,images/c.nii.gz,AD,1"]
+    folder = table(*rows, columns="subject,image,diagnosis,session")
+    with pytest.raises(ValueError, match="line 3: its results would be called 'a_1_2', as those of line 2") as end:
+        mb.diagnosed(folder, TASK, DIAGNOSES)
+    reliability("Data sets", "subjects.csv: two scans whose subject and session make one name", end.value)
+
+
 def test_a_link_to_an_image_is_the_same_scan(table, tmp_path):
     folder = table("a,images/a.nii.gz,AD", "b,images/b.nii.gz,NC", "c,link,NC")
     (tmp_path / "link").symlink_to(tmp_path / "images" / "b.nii.gz")

@@ -84,6 +84,19 @@ class TestFolds:
             ([["a", "b", "c", "d"], []], "non-empty lists"),
             ({"other": 1}, r"it has keys \['other'\]"),
             (
+                {"folds": {"1": ["a", "b"], "2": ["c", "d"]}},
+                r"numbered \[1, 2\]; number them from 0 on, as --fold",
+            ),
+            (
+                {"training": [{"image": f"{c}.nii.gz", "fold": 2 * (c > "b")} for c in "abcd"]},
+                r"folds are numbered \[0, 2\]; number them from 0",
+            ),
+            (
+                [{"train": ["c"], "val": ["a", "b"]}, {"train": ["a", "b"], "val": ["c", "d"]}],
+                "fold 0 trains on 1 cases, and must train on all that it does not hold out, which are 2; differing: d:",
+            ),
+            ([{"train": ["c", "d"], "val": ["a", "b"]}], "2 cases in no fold: c, d"),
+            (
                 {"training": [{"image": "a.nii.gz", "label": "a.nii.gz"}]},
                 r"1 training entries without 'image' or 'fold', .*; give each a 'fold'",
             ),
@@ -92,7 +105,20 @@ class TestFolds:
                 "use fold 'official' for its own division",
             ),
         ],
-        ids=["unknown", "repeated", "unlisted", "divided", "empty", "layout", "no fold", "official"],
+        ids=[
+            "unknown",
+            "repeated",
+            "unlisted",
+            "divided",
+            "empty",
+            "layout",
+            "from 1",
+            "with a gap",
+            "fewer for training",
+            "one split",
+            "no fold",
+            "official",
+        ],
     )
     def test_file_errors(self, tmp_path, content, message):
         cases = [{"case": "a", "subject": "s1"}, {"case": "b", "subject": "s1"}, {"case": "c"}, {"case": "d"}]
@@ -243,6 +269,20 @@ class TestFoldCases:
         with pytest.raises(ValueError, match="from 2 to 1, the number of subjects; add cases"):
             fold_cases(self.CASES[:1], str(tmp_path), 0, "train")
 
+    def test_a_data_set_that_has_grown_is_told_that_its_folds_are_others(self, tmp_path, caplog):
+        names = [item["case"] for item in self.CASES]
+        bundle, file = folds_of_a_bundle(tmp_path, [names[1:5], ["gone", *names[5:]]])
+        with caplog.at_level(logging.WARNING, "mambamim_nets"):
+            for part in ("train", "val"):
+                fold_cases(self.CASES, str(tmp_path), 0, part, bundle_root=bundle)
+        (record,) = caplog.records
+        assert (
+            f"{file} is not used, since it names other cases: gone only in the file; {names[0]} only in the data"
+            in (record.getMessage())
+        )
+        fold_cases([{"case": f"phantom_{n}"} for n in range(9)], str(tmp_path), 0, "val", bundle_root=bundle)
+        assert len(caplog.records) == 1, "another data set has folds of its own"
+
     def test_no_published_file(self, tmp_path):
         assert named_in(tmp_path / "none.json") == set()
         assert fold_cases(self.CASES, str(tmp_path), 0, "val", bundle_root=str(tmp_path))
@@ -354,3 +394,10 @@ def test_the_hippocampus_task_has_the_rule_of_its_data_set():
     root = Path(__file__).parents[3]
     task = json.loads((root / "bundles/msd_seg/configs/tasks/Task04_Hippocampus.json").read_text())
     assert task["subjects"] == NUMBERED
+
+
+def test_folds_that_are_counted_from_1(tmp_path, reliability):
+    path = write(tmp_path / "folds.json", {"folds": {"1": ["a"], "2": ["b"]}})
+    with pytest.raises(ValueError, match="number them from 0 on") as end:
+        folds([{"case": "a"}, {"case": "b"}], path)
+    reliability("Data sets", "a file of folds that are counted from 1", end.value)

@@ -7,7 +7,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from helpers import write_json
+from helpers import touch, write_json
 
 from mambamim_nets.bundle.data.unlabelled import unlabelled_images
 
@@ -82,6 +82,16 @@ class TestUnlabelledImages:
         (tmp_path / "a" / "._y.nii.gz").write_text("resource fork")
         names = [os.path.relpath(item["image"], tmp_path) for item in unlabelled_images([str(tmp_path)])]
         assert names == ["a/y.nii", "b/x.nii.gz", "z.nii.gz"]
+
+    def test_volumes_that_are_not_read_are_named(self, tmp_path, caplog):
+        for name in ("a.nii.gz", "notes.txt", "b_seg.NII.GZ", "labels/c.mha"):
+            touch(tmp_path / name)
+        with caplog.at_level(logging.WARNING, "mambamim_nets"):
+            assert len(unlabelled_images(str(tmp_path))) == 1 and not caplog.records
+            for name in ("b.NII.GZ", "below/c.mha", "below/slice.dcm"):
+                touch(tmp_path / name)
+            assert len(unlabelled_images(str(tmp_path))) == 1
+        assert f"3 file(s) are left out, such as {tmp_path / 'b.NII.GZ'}; only .nii and .nii.gz are read" in caplog.text
 
     def test_symlink_loop_and_linked_folder(self, tmp_path):
         nifti(tmp_path / "root" / "a" / "x.nii.gz")

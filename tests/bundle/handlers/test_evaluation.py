@@ -1,5 +1,8 @@
 """Rows and pictures of the cases of an evaluation, with an engine that hands out points instead of predicting them."""
 
+import logging
+from types import SimpleNamespace
+
 import ignite.distributed as idist
 import nibabel as nib
 import numpy as np
@@ -8,11 +11,21 @@ import torch
 from ignite.engine import Engine
 from monai.data import MetaTensor
 
+from mambamim_nets import phantom
+from mambamim_nets.bundle.handlers.evaluation import trained_cases
 from mambamim_nets.bundle.handlers.landmarks import LandmarkPicture, LandmarkReport
 from mambamim_nets.bundle.io.landmarks import read_table
 
 NAMES, LENGTHS = ["a", "b"], {"AB": ["a", "b"]}
 TRUTH = torch.tensor(((2.0, 3, 4), (5, 3, 4)), dtype=torch.double)
+
+
+class Loader(list):
+    """Batches of one case, and the data set that they are of."""
+
+    def __init__(self, cases, image):
+        super().__init__([{"case": case, "landmarks": TRUTH}] for case in cases)
+        self.dataset = SimpleNamespace(data=[{"case": case, "image": image} for case in cases])
 
 
 def run(tmp_path, *handlers, cases=("c", "a", "b"), epochs=1):
@@ -25,7 +38,7 @@ def run(tmp_path, *handlers, cases=("c", "a", "b"), epochs=1):
     for handler in handlers:
         handler.attach(engine)
     for _ in range(epochs):
-        engine.run([[{"case": case, "landmarks": TRUTH}] for case in cases], max_epochs=1)
+        engine.run(Loader(cases, str(tmp_path / "scan.nii.gz")), max_epochs=1)
 
 
 def test_a_report_has_a_row_of_every_case_and_pictures_of_the_first(tmp_path):
@@ -58,3 +71,43 @@ def test_tensorboard_shows_the_first_case_of_a_validation(tmp_path):
     writer = Writer()
     run(tmp_path, LandmarkPicture(NAMES, LENGTHS, writer), LandmarkPicture(NAMES, LENGTHS))
     assert writer == [("validation", 3, np.dtype("uint8"), 1, "HWC")]
+
+
+def of_run(folder, data, names):
+    """Write what a run that trained on these cases of a folder leaves; return its weights."""
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save({"identity": {"data_root": str(data), "training cases": names}}, folder / "checkpoint_last.pt")
+    return folder / "model_best.pt"
+
+
+def test_cases_that_the_weights_were_trained_on_are_known_by_their_folder_and_name(tmp_path):
+    items = [{"case": case, "image": f"/data/one/imagesTr/{case}.nii.gz"} for case in "abc"]
+    weights = of_run(tmp_path / "run", "/data/one", ["a", "c", "z"])
+    assert trained_cases(items, weights) == ["a", "c"]
+    several = [{"case": "a", "image": ["/data/one/a_0000.nii.gz", "/data/one/a_0001.nii.gz"]}]
+    assert trained_cases(several, weights) == ["a"]
+    assert trained_cases(items, of_run(tmp_path / "run", "/data/on", ["a"])) == [], "of the same name elsewhere"
+    assert trained_cases(items, of_run(tmp_path / "run", "/data/one", "9000 of digest a")) == []
+    assert trained_cases(items, tmp_path / "alone" / "model.pt") == []
+
+
+def test_an_evaluation_on_cases_that_were_trained_on_says_so_after_its_table(tmp_path, caplog):
+    weights = of_run(tmp_path / "run", tmp_path, ["a", "x"])
+    with caplog.at_level(logging.INFO, "mambamim_nets"):
+        run(tmp_path, LandmarkReport(NAMES, LENGTHS, str(tmp_path / "eval"), 0, checkpoint=str(weights)))
+        run(tmp_path, LandmarkReport(NAMES, LENGTHS, str(tmp_path / "eval"), 0))
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warnings) == 1 and caplog.records[-1].levelname == "INFO"
+    assert warnings[0].startswith(f"1 of 3 evaluated cases were trained on, by the checkpoint beside {weights}: a; ")
+
+
+@pytest.mark.slow
+def test_weights_of_one_fold_are_evaluated_on_another(bundle_run, reliability, tmp_path):
+    folder = phantom.write(tmp_path / "data", "hippocampus", cases=5)
+    small = {"dataset_dir": str(folder), "max_epochs": 1, "val_interval": 1, "network_def#mamba_depth": 1}
+    assert bundle_run("msd_seg", fold=0, **small).status == 0
+    of_fold = {fold: bundle_run("msd_seg", ["train", "evaluate"], fold=fold, pictures=0, **small) for fold in (0, 1)}
+    assert of_fold[0].status == of_fold[1].status == 0
+    words = "1 of 1 evaluated cases were trained on, by the checkpoint beside"
+    assert words not in of_fold[0].log
+    reliability("Training runs", "weights of one fold that are evaluated on another", of_fold[1], warning=words)

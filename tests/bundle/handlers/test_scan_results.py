@@ -16,7 +16,7 @@ from helpers import BUNDLES
 from monai.data import Dataset
 
 from mambamim_nets import phantom
-from mambamim_nets.bundle.files import HOST, only_run, release
+from mambamim_nets.bundle.files import HOST, only_run, read_json, release
 from mambamim_nets.bundle.handlers.identity import Settings
 from mambamim_nets.bundle.handlers.scan_results import ScanResults, _settings
 from mambamim_nets.bundle.inference.scan_lists import scans
@@ -133,6 +133,38 @@ def test_a_scan_is_done_again_where_its_row_is_not_of_what_there_is(tmp_path, ch
     change(tmp_path)
     assert run(tmp_path).seen == ["b"]
     assert run(tmp_path).seen == []
+
+
+def of_one_time(folder, seed):
+    """Write a scan b whose file has the same name, size and time of change, whatever is in it."""
+    image = nib.Nifti1Image(np.random.default_rng(seed).random((4, 4, 4), np.float32), np.eye(4))
+    folder.mkdir(parents=True)
+    nib.save(image, folder / "b.nii")
+    os.utime(folder / "b.nii", (1, 1))
+    return folder
+
+
+def test_results_of_another_scan_of_the_same_name_are_kept(tmp_path, reliability):
+    def items(place):
+        return scans(str(tmp_path / place), str(tmp_path / "out"))
+
+    of_one_time(tmp_path / "one", 0), of_one_time(tmp_path / "two", 1)
+    listed(tmp_path / "two", "c")
+    assert run(tmp_path, items=items("one")).seen == ["b"]
+    (row,) = table(tmp_path / "out" / "means.csv")[1:]
+    entry = read_json(tmp_path / "out" / "report.json")["scans"]["b"]
+    report = run(tmp_path, items=items("two"))
+    assert report.seen == ["c"] and list(report.loader.failures) == ["b"]
+    assert f"has results of another scan of this name, {tmp_path}/one/b.nii, which" in report.loader.failures["b"]
+    failure = ValueError(f"b: {report.loader.failures['b']}")
+    reliability("Inference", "a scan whose name has results of another scan, elsewhere", failure)
+    assert row in table(tmp_path / "out" / "means.csv")
+    assert read_json(tmp_path / "out" / "report.json")["scans"]["b"] == entry
+    assert run(tmp_path, items=items("two"), overwrite=True).seen == ["b", "c"]
+    shutil.move(tmp_path / "two", tmp_path / "moved")
+    assert run(tmp_path, items=items("moved")).seen == [], "the same scans elsewhere"
+    os.utime(tmp_path / "moved" / "b.nii", (2, 2))
+    assert run(tmp_path, items=items("moved")).seen == ["b"]
 
 
 def test_a_series_is_of_all_its_slices(tmp_path):

@@ -67,6 +67,14 @@ def test_a_row_has_volumes_and_the_intensities_of_the_scan_itself(tmp_path, scan
     assert written.get_data_dtype() == np.uint8 and written.header.get_xyzt_units()[0] == "mm"
 
 
+def test_a_scan_in_which_nothing_was_found_says_so(tmp_path, scan):
+    for name, found in (("empty", label()), ("full", label(1))):
+        report(scan, tmp_path / name).done("case", {"pred": found})
+        with (tmp_path / name / "volumes.csv").open() as file:
+            (row,) = csv.DictReader(file)
+        assert row["warnings"].startswith("nothing was found: look at") == (name == "empty")
+
+
 def test_probabilities_are_written_in_fine_steps_with_their_channels_last(tmp_path, scan):
     made = report(scan, tmp_path / "out", probabilities=True)
     probabilities = torch.rand(3, 8, 9, 10, generator=torch.Generator().manual_seed(0))

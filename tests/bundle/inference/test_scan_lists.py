@@ -113,6 +113,58 @@ def test_what_is_refused(tmp_path):
     assert names(scans(str(data), str(data), postfix="_new")) == ["a", "a_seg"]
 
 
+def passed_over(caplog, folder, output_dir, channels=("image",)):
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, "mambamim_nets"):
+        found = names(scans(str(folder), str(output_dir), channels))
+    lines = [record.getMessage() for record in caplog.records]
+    assert all(line.startswith("not among the scans") for line in lines)
+    return found, lines[0] if lines else ""
+
+
+def test_what_looks_like_a_scan_and_is_not_taken_is_named(tmp_path, caplog):
+    folder = tmp_path / "scans"
+    volume(folder / "a.nii.gz"), volume(folder / "mask.nii.gz").rename(folder / "MASK_SEG.NII.GZ")
+    (folder / "notes.txt").touch()
+    volume(folder / "results" / "a_probabilities.nii.gz")
+    assert passed_over(caplog, folder, folder / "results") == (["a"], ""), "results and label maps are no scans"
+    volume(folder / "b.nii.gz").rename(folder / "B.NII.GZ")
+    volume(folder / "below" / "c.nii.gz")
+    found, warning = passed_over(caplog, folder, folder / "results")
+    assert found == ["a"] and f"{folder}/B.NII.GZ, {folder}/below/c.nii.gz; single volumes are read" in warning
+    assert "results" not in warning and "notes" not in warning and "MASK" not in warning
+
+
+def test_series_that_lie_deeper_than_others_are_named(tmp_path, caplog):
+    pytest.importorskip("pydicom")
+    from dicom_series import write_series
+
+    write_series(tmp_path / "in" / "one")
+    assert passed_over(caplog, tmp_path / "in", tmp_path / "out") == (["one"], "")
+    write_series(tmp_path / "in" / "two" / "study" / "series")
+    found, warning = passed_over(caplog, tmp_path / "in", tmp_path / "out")
+    assert found == ["one"] and str(tmp_path / "in" / "two" / "study" / "series" / "s3_") in warning
+
+
+def test_channels_that_are_not_used_are_no_scans(tmp_path, caplog):
+    for case in ("one", "two"):
+        for channel in ("flair", "t1", "t2", "seg"):
+            volume(tmp_path / "in" / case / f"{case}_{channel}.nii.gz")
+    found = passed_over(caplog, tmp_path / "in", tmp_path / "out", ("flair", "t1"))
+    assert found == (["one", "two"], "")
+
+
+def test_a_volume_beside_a_series_is_not_taken_in_its_place(bundle_run, reliability, tmp_path):
+    pytest.importorskip("pydicom")
+    from dicom_series import write_series
+
+    write_series(tmp_path / "case", slices=6)
+    volume(tmp_path / "case" / "label.nii.gz")
+    end = bundle_run("msd_seg", "inference", input=str(tmp_path / "case"))
+    assert "label.nii.gz, and a DICOM series" in end.last and not (tmp_path / "out" / "label_seg.nii.gz").exists()
+    reliability("Inference", "a folder that holds a volume and a DICOM series", end, hide=r"(?<=s3_)\d")
+
+
 # --- several channels -----------------------------------------------------------------------------
 
 NAMINGS = {

@@ -232,6 +232,12 @@ def test_slices_that_form_no_grid(bundle_run, tmp_path, reliability, fault):
     reliability("DICOM", fault, refused(bundle_run, tmp_path / "case", tmp_path / "out"))
 
 
+def test_values_that_itk_would_turn_round(bundle_run, tmp_path, reliability):
+    write_series(tmp_path / "case", change=lambda _, d: setattr(d, "PhotometricInterpretation", "MONOCHROME1"))
+    end = refused(bundle_run, tmp_path / "case", tmp_path / "out")
+    reliability("DICOM", "a series in which high values are dark, MONOCHROME1", end)
+
+
 def test_what_cannot_be_a_volume(bundle_run, tmp_path, reliability):
     write_series(tmp_path / "case")
     one = sorted((tmp_path / "case").iterdir())[0]
@@ -356,7 +362,7 @@ def test_a_series_that_allows_no_dicom_seg_has_all_else(bundle_run, tmp_path, re
     }
     with (tmp_path / "out" / "volumes.csv").open(newline="") as file:
         rows = {row["scan"]: row["warnings"] for row in csv.DictReader(file)}
-    assert "no DICOM-SEG" in rows["bad"] and not rows["good"]
+    assert "no DICOM-SEG" in rows["bad"] and "DICOM-SEG" not in rows["good"]
     again = segment(bundle_run, tmp_path / "all", tmp_path / "out")
     assert again.status != 0 and "1 of 2 scans are left out" in again.log, "it is tried again, and named again"
 

@@ -1,5 +1,6 @@
 """DICOM series are read where their headers say."""
 
+import copy
 import logging
 import os
 import re
@@ -311,12 +312,11 @@ def test_a_series_too_large_for_the_memory(bundle_run, reliability, tmp_path, mo
     reliability("DICOM", "a series that is too large for the memory once it is resampled", end, hide=r"[\d.]+(?= GiB)")
 
 
-def test_a_multi_frame_file_is_a_scan(tmp_path):
-    rng = np.random.default_rng(1)
+def multi_frame(path, values):
+    """Write frames (slices, rows, columns), from head to feet, as one file of enhanced CT; return its dataset."""
     dataset = header([0, 0, 0], [1, 0, 0, 0, 1, 0], generate_uid())
     dataset.SOPClassUID = "1.2.840.10008.5.1.4.1.1.2.1"  # enhanced CT
-    dataset.Rows, dataset.Columns, dataset.NumberOfFrames = *SHAPE[:2], SHAPE[2]
-    values = rng.integers(0, 1000, (SHAPE[2], *SHAPE[:2])).astype("<i2")
+    dataset.Rows, dataset.Columns, dataset.NumberOfFrames = *values.shape[1:], len(values)
     dataset.PixelData = values.tobytes()
     shared, measures, orientation, rescale = Dataset(), Dataset(), Dataset(), Dataset()
     measures.PixelSpacing, orientation.ImageOrientationPatient = dataset.PixelSpacing, [1, 0, 0, 0, 1, 0]
@@ -324,15 +324,21 @@ def test_a_multi_frame_file_is_a_scan(tmp_path):
     shared.PixelMeasuresSequence, shared.PlaneOrientationSequence = [measures], [orientation]
     shared.PixelValueTransformationSequence = [rescale]
     dataset.SharedFunctionalGroupsSequence, dataset.PerFrameFunctionalGroupsSequence = [shared], []
-    for index in range(SHAPE[2]):  # from head to feet
+    for index in range(len(values)):
         frame, position = Dataset(), Dataset()
         position.ImagePositionPatient = [3, 4, 50 - 2.5 * index]
         frame.PlanePositionSequence = [position]
         dataset.PerFrameFunctionalGroupsSequence.append(frame)
     for name in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "RescaleSlope", "RescaleIntercept"):
         delattr(dataset, name)
-    (tmp_path / "case").mkdir()
-    save(dataset, tmp_path / "case" / "frames")
+    path.parent.mkdir()
+    save(dataset, path)
+    return dataset
+
+
+def test_a_multi_frame_file_is_a_scan(tmp_path):
+    values = np.random.default_rng(1).integers(0, 1000, (SHAPE[2], *SHAPE[:2])).astype("<i2")
+    multi_frame(tmp_path / "case" / "frames", values)
     item, scan = loaded(tmp_path / "case", tmp_path)
     assert item["name"] == "case"
     np.testing.assert_array_equal(scan[0].numpy(), values.transpose(2, 1, 0) * 2.0 - 1000)
@@ -343,3 +349,19 @@ def test_a_multi_frame_file_is_a_scan(tmp_path):
     label = (scan[0].numpy() > 0).astype("uint8")
     path = write_dicom_seg(label, scan.affine, item["series"], {1: "liver"}, tmp_path / "seg.dcm", "x")
     np.testing.assert_array_equal(rebuilt(path, label.shape, np.asarray(scan.affine)), label)
+
+
+def test_frames_whose_values_itk_would_scale_alike_are_refused(tmp_path, bundle_run, reliability):
+    dataset = multi_frame(tmp_path / "case" / "frames", np.ones((SHAPE[2], *SHAPE[:2]), "<i2"))
+    shared = dataset.SharedFunctionalGroupsSequence[0].PixelValueTransformationSequence[0]
+    frames = dataset.PerFrameFunctionalGroupsSequence
+    frames[0].PixelValueTransformationSequence = [shared]
+    save(dataset, tmp_path / "case" / "frames")
+    assert "error" not in scans(str(tmp_path / "case"), str(tmp_path / "out"))[0], "the same in both groups"
+    other = copy.deepcopy(shared)
+    other.RescaleSlope = 4
+    frames[2].PixelValueTransformationSequence = [other]
+    save(dataset, tmp_path / "case" / "frames")
+    end = bundle_run("msd_seg", "inference", input=str(tmp_path / "case"))
+    assert "its frames have 2 different rescale slopes and intercepts" in end.last
+    reliability("DICOM", "frames of a file that are scaled differently", end)
