@@ -9,7 +9,7 @@ import difflib
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from pydoc import locate
+from pydoc import ErrorDuringImport, locate
 from typing import Any
 
 from monai.bundle import ConfigComponent, ConfigParser, ConfigWorkflow, ReferenceResolver
@@ -121,7 +121,10 @@ def check_components(parser: ConfigParser, given: Mapping[str, Any]) -> None:
         target = table["_target_"]
         if not isinstance(target, str) or target[:1] in "$@%":
             continue
-        found = locate(str(ConfigComponent(table, where, parser.locator).resolve_module_name()))
+        try:
+            found = locate(str(ConfigComponent(table, where, parser.locator).resolve_module_name()))
+        except ErrorDuringImport:  # of a name such as ../.., or of a module that is broken
+            found = None
         place = where.replace("::", "#")
         if found is None:
             raise ValueError(

@@ -71,6 +71,13 @@ def test_an_argument_that_a_class_does_not_take(merged):
         check_components(parser, {"optimizer#lrr": 0.1})
 
 
+@pytest.mark.parametrize("target", ["SegResNett", "../.."])
+def test_a_target_that_does_not_exist(merged, target):
+    parser, _ = merged(**{"optimizer#_target_": target})
+    with pytest.raises(ValueError, match=r"optimizer#_target_ '.*' is not a class or function that can be imported"):
+        check_components(parser, {})
+
+
 def test_a_reference_to_nothing(merged):
     options = {"rate": "@rates"}
     parser, files = merged(**options)
