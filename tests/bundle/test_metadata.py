@@ -64,6 +64,8 @@ def test_a_bundle_without_metadata_is_refused_and_so_is_what_is_no_json(tmp_path
 def test_one_change_of_a_name_reaches_training_and_inference(tmp_path):
     root = tmp_path / "btcv_seg"
     shutil.copytree(BUNDLES / "btcv_seg" / "configs", root / "configs")
+    (root / "models").mkdir()
+    (root / "models" / "model.pt").touch()  # that it is there is asked for, and no more here
     path = root / "configs" / "metadata.json"
     path.write_text(path.read_text().replace('"13": "left adrenal gland"', '"13": "left suprarenal gland"'))
     for config in ("train", "inference"):

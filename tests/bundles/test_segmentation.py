@@ -224,6 +224,11 @@ def test_another_value_of_the_enhancing_label(workflow, data_of, tmp_path):
     options = {"dataset_dir": str(data), "output_dir": str(tmp_path / "run"), "max_epochs": 1, "val_interval": 1}
     with refused("values 3 must be among [0, 1, 2, 4]"):
         finished(workflow("brats_seg", **options))
+    with refused("'enhancing tumour' is 4 there and 3 in this task"):
+        finished(workflow("brats_seg", enhancing_label=3, **options))
+    content = json.loads((data / "dataset.json").read_text())
+    content["labels"]["3"] = content["labels"].pop("4")
+    (data / "dataset.json").write_text(json.dumps(content))
     made = finished(workflow("brats_seg", enhancing_label=3, **options))
     targets = made.parser.get_parsed_content("targets")
     assert targets.regions == {name: tuple(3 if v == 4 else v for v in values) for name, values in REGIONS.items()}
