@@ -1,6 +1,8 @@
 """What a process works on: its device and rank, its seeds, and how training may take less memory or reuse it."""
 
+import atexit
 import ctypes
+import gc
 import hashlib
 import logging
 import os
@@ -73,6 +75,9 @@ def launch_device() -> torch.device:
 def init_distributed() -> None:
     """Join the process group that torchrun set up, nccl on GPUs, gloo on CPUs; below warnings, only rank 0 logs.
 
+    Networks and engines refer to one another in circles, and hold the group after its end. It must go while Python is
+    whole: threads of gloo that are left when it is torn down now and then abort the process, and the run with it.
+
     Raises:
         RuntimeError: if the process was not started by torchrun.
     """
@@ -85,6 +90,7 @@ def init_distributed() -> None:
         if torch.cuda.is_available():
             torch.cuda.set_device(launch_device())
         torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        atexit.register(gc.collect)
     if torch.distributed.get_rank() > 0:
         logging.getLogger().setLevel(logging.WARNING)
 

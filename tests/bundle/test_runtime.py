@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from helpers import environment
 from torch.testing import assert_close
 
 from mambamim_nets import MAE, HyMamba, HyMambaSeg, MambaMIM, MambaUNETR, MMUNet, VisionMamba
@@ -98,3 +99,27 @@ def test_the_peak_is_that_of_the_process_and_not_of_the_one_that_started_it():
     held = torch.ones(2**28)  # 1 GiB here
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert 50 * 2**20 < int(run.stdout) < peak_memory() and peak_memory() > 4 * held.numel()
+
+
+HELD = """
+import atexit, gc, weakref
+import torch.distributed as dist
+from mambamim_nets.bundle.runtime import init_distributed
+gc.disable()
+atexit.register(lambda: print("the group is gone:", group() is None))
+init_distributed()
+group = weakref.ref(dist.group.WORLD)
+circle = [dist.group.WORLD]
+circle.append(circle)
+dist.destroy_process_group()
+del circle
+print("it is held:", group() is not None)
+"""
+
+
+def test_a_process_group_that_is_held_in_a_circle_is_gone_before_python_is(tmp_path):
+    """Else threads of gloo abort the process now and then, after all its work."""
+    launched = {"LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    command, variables = [sys.executable, "-c", HELD], environment(CUDA_VISIBLE_DEVICES="", **launched)
+    run = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=120)
+    assert run.stdout.splitlines() == ["it is held: True", "the group is gone: True"], run.stderr[-2000:]
