@@ -30,6 +30,7 @@ import numpy as np
 from mambamim_nets.bundle.data.store_files import BloscFiles, StoreFiles, ZarrFiles, files_of, masks_of
 from mambamim_nets.bundle.data.store_filter import Filter
 from mambamim_nets.bundle.files import some
+from mambamim_nets.bundle.io.modalities import EXPECTED
 
 __all__ = ["BODY", "FACE", "MASKS", "QUANTILES", "Recipe", "Store", "StoredVolume", "read_recipe"]
 
@@ -253,13 +254,14 @@ class Store(Sequence[dict[str, str]]):
 
     def _refuse_modalities(self, intensity: str | None) -> None:
         """Refuse volumes that the scaling of intensities is not made for."""
-        if intensity not in ("ct", "mr", "zscore"):
+        expected = EXPECTED.get(intensity or "", ())
+        if len(expected) != 1:  # any, or nothing is known of it
             return
         numbers, counts = np.unique(self._rows["modality"][self._places], return_counts=True)
         held = {self._modalities[number]: int(count) for number, count in zip(numbers, counts, strict=True)}
-        if wrong := {name: count for name, count in held.items() if (name == "CT") != (intensity == "ct")}:
+        if wrong := {name: count for name, count in held.items() if (name == "CT") != ("CT" in expected)}:
             said = ", ".join(f"{count} {name}" for name, count in wrong.items())
-            only = "modality == 'CT'" if intensity == "ct" else "modality != 'CT'"
+            only = f"modality {'==' if 'CT' in expected else '!='} 'CT'"
             raise ValueError(
                 f"store {self.files}: {said} among {len(self)} volumes, and --intensity {intensity} is not for them:"
                 f' give --intensity ct_or_mr for both kinds, or leave them out by --filter "{only}"'

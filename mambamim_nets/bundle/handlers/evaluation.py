@@ -18,6 +18,7 @@ from monai.engines import Evaluator
 from monai.transforms import LoadImage
 
 from mambamim_nets.bundle.checkpoint_files import LAST
+from mambamim_nets.bundle.errors import first_line
 from mambamim_nets.bundle.files import some
 from mambamim_nets.bundle.handlers.identity import TRAINING_CASES
 from mambamim_nets.bundle.metrics.table import MetricTable
@@ -111,23 +112,32 @@ class CaseCollector(ABC, Generic[Table]):
 def trained_cases(items: Sequence[Mapping[str, Any]], weights: str | Path) -> list[str]:
     """Return which cases the run trained on that left weights, none where no checkpoint of it lies beside them.
 
+    Where a checkpoint does not say it, as one of an earlier version, a damaged one, or one of so many cases that it
+    holds their digest alone, the log says so.
+
     Args:
         items: cases with "case" and "image"; those of another folder than that of the run are others of the same name.
         weights: file that a run has exported.
     """
     last = Path(weights).with_name(LAST)
+    if not last.is_file():
+        return []
     try:
         held = torch.load(last, map_location="cpu", weights_only=True, mmap=True)["identity"]
-        root, names = os.path.join(str(held["data_root"]), ""), held[TRAINING_CASES]  # a list, or of many a digest
-    except Exception:  # none there, of an earlier version, or damaged, which resuming names
+        root, names = os.path.join(str(held["data_root"]), ""), held[TRAINING_CASES]
+    except Exception as error:  # of any kind, as damage has it
+        held, root, names = {}, "", first_line(error)
+    if not isinstance(names, list):
+        logger.warning(
+            "%s does not list what it was trained on, so no evaluated case is known to be new: %s", last, names
+        )
         return []
     files = {
         item["case"]: item["image"] if isinstance(item["image"], str) else item["image"][0]
         for item in items
         if item.get("case") and item.get("image")
     }
-    known = set(names) if isinstance(names, list) else set()
-    return sorted(case for case, file in files.items() if file.startswith(root) and case in known)
+    return sorted(case for case, file in files.items() if file.startswith(root) and case in names)
 
 
 def stored_image(item: Mapping[str, Any]) -> MetaTensor:

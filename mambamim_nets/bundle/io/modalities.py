@@ -17,6 +17,7 @@ from mambamim_nets.bundle.files import stem
 
 __all__ = [
     "CHANNELS",
+    "EXPECTED",
     "channel_of",
     "channel_positions",
     "in_number_order",

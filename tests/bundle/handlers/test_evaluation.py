@@ -80,15 +80,22 @@ def of_run(folder, data, names):
     return folder / "model_best.pt"
 
 
-def test_cases_that_the_weights_were_trained_on_are_known_by_their_folder_and_name(tmp_path):
+def test_cases_that_the_weights_were_trained_on_are_known_by_their_folder_and_name(tmp_path, caplog):
     items = [{"case": case, "image": f"/data/one/imagesTr/{case}.nii.gz"} for case in "abc"]
     weights = of_run(tmp_path / "run", "/data/one", ["a", "c", "z"])
     assert trained_cases(items, weights) == ["a", "c"]
     several = [{"case": "a", "image": ["/data/one/a_0000.nii.gz", "/data/one/a_0001.nii.gz"]}]
     assert trained_cases(several, weights) == ["a"]
     assert trained_cases(items, of_run(tmp_path / "run", "/data/on", ["a"])) == [], "of the same name elsewhere"
+    assert trained_cases(items, tmp_path / "alone" / "model.pt") == [] and not caplog.records
     assert trained_cases(items, of_run(tmp_path / "run", "/data/one", "9000 of digest a")) == []
-    assert trained_cases(items, tmp_path / "alone" / "model.pt") == []
+    assert (
+        "checkpoint_last.pt does not list what it was trained on" in caplog.text and "9000 of digest a" in caplog.text
+    )
+    caplog.clear()
+    (tmp_path / "run" / "checkpoint_last.pt").write_bytes(b"damaged")
+    assert trained_cases(items, weights) == []
+    assert "checkpoint_last.pt does not list what it was trained on" in caplog.text
 
 
 def test_an_evaluation_on_cases_that_were_trained_on_says_so_after_its_table(tmp_path, caplog):
