@@ -158,7 +158,7 @@ class ClassReport(_ScanCollector):
 
     def finish(self, engine: Evaluator) -> None:
         """Write the tables and the receiver operating characteristic (roc.png)."""
-        summary, table = self.table.write(self.folder, self.note), self.table
+        summary, table = self.write_table(), self.table
         if process_rank() == 0:
             auc = table.scores()["auc"]
             figure = roc_figure(table.probability, table.label, table.threshold, auc, self.classes)

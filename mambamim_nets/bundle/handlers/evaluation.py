@@ -1,7 +1,8 @@
-"""What reports of an evaluation have in common: a row of a table for each case, and pictures of the first ones."""
+"""What reports of an evaluation have in common: a row of a table for each case, pictures, and what was evaluated."""
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import os
@@ -19,11 +20,12 @@ from monai.transforms import LoadImage
 
 from mambamim_nets.bundle.checkpoint_files import LAST
 from mambamim_nets.bundle.errors import first_line
-from mambamim_nets.bundle.files import some
-from mambamim_nets.bundle.handlers.identity import TRAINING_CASES
+from mambamim_nets.bundle.files import some, write_text
+from mambamim_nets.bundle.handlers.identity import TRAINING_CASES, run_settings
+from mambamim_nets.bundle.handlers.provenance import made_with, now
 from mambamim_nets.bundle.metrics.table import MetricTable
 from mambamim_nets.bundle.visualize.planes import log_figure, save_figure
-from mambamim_nets.bundle.weights import weights_caption, weights_files, weights_note
+from mambamim_nets.bundle.weights import file_digest, weights_caption, weights_files, weights_note
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
 __all__ = ["CaseCollector", "ValidationFigure", "stored_image"]
 
 logger = logging.getLogger("mambamim_nets")
+RECORD = "evaluation.json"
+FORMAT = 1
 
 Table = TypeVar("Table", bound=MetricTable[Any])
 
@@ -38,8 +42,10 @@ Table = TypeVar("Table", bound=MetricTable[Any])
 class CaseCollector(ABC, Generic[Table]):
     """Fill a table with the cases of an evaluation; attached to an evaluator.
 
-    Cases that the weights were trained on, as the checkpoint beside them says, are warned of after the table: folds
-    that are made anew, of a data set that has grown, hold others out.
+    Beside the tables, evaluation.json says of which cases and weights they are: data, fold and part, files and their
+    digests, versions, machine and settings. Cases that the weights were trained on, as the checkpoint beside them says,
+    are listed there, and warned of after the table: folds that are made anew, of a data set that has grown, hold
+    others out.
 
     Args:
         folder: where pictures go, as `<case>_overlay.png`.
@@ -82,16 +88,35 @@ class CaseCollector(ABC, Generic[Table]):
         engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
         engine.add_event_handler(Events.COMPLETED, self.finish)
-        engine.add_event_handler(Events.COMPLETED, self._warn_of_trained)
+        engine.add_event_handler(Events.COMPLETED, self._say_what_was_evaluated)
 
     def _start(self, engine: Evaluator) -> None:
         self.table = self.new_table()
 
-    def _warn_of_trained(self, engine: Evaluator) -> None:
+    def write_table(self) -> str:
+        """Write the tables, which name the weights and what was evaluated; every process calls it.
+
+        Returns:
+            The content of summary.md.
+        """
+        return self.table.write(self.folder, self.note, _evaluated(self.weights))
+
+    def _say_what_was_evaluated(self, engine: Evaluator) -> None:
+        if idist.get_rank() != 0 or not self.weights:
+            return
         dataset = getattr(engine.state.dataloader, "dataset", None)
         items = [item for item in getattr(dataset, "data", ()) if isinstance(item, Mapping)]
-        for path in self.weights if idist.get_rank() == 0 else ():
-            if seen := trained_cases(items, path):
+        trained = {path: trained_cases(items, path) for path in self.weights}
+        found = {
+            "format": FORMAT,
+            "ended": now(),
+            "cases": {item["case"]: item.get("image") for item in items if item.get("case") in self.table.rows},
+            "trained_on": trained,
+            **made_with(self.weights, getattr(engine.state, "device", "")),
+        }
+        write_text(self.folder / RECORD, json.dumps(found, indent=1, default=str) + "\n")
+        for path, seen in trained.items():
+            if seen:
                 logger.warning(
                     "%d of %d evaluated cases were trained on, by the checkpoint beside %s: %s; their scores say"
                     " nothing about new scans: evaluate on the cases that its run held out",
@@ -109,11 +134,22 @@ class CaseCollector(ABC, Generic[Table]):
                 save_figure(self.draw(source, item), self.folder / f"{source['case']}_overlay.png")
 
 
-def trained_cases(items: Sequence[Mapping[str, Any]], weights: str | Path) -> list[str]:
-    """Return which cases the run trained on that left weights, none where no checkpoint of it lies beside them.
+def _evaluated(weights: Sequence[str]) -> str:
+    """Return which part of which data was evaluated with which weights, as far as the configuration says it, or ""."""
+    options = run_settings().values
+    said = [f"{name} {options[name]}" for name in ("fold", "part") if options.get(name) is not None]
+    files = [f"`{path}` (SHA-256 {file_digest(path)[:16]})" for path in weights]
+    if not options or not files:
+        return ""
+    said.append(f"data `{options.get('data_root')}`")
+    return f"{', '.join(said)}; weights {', '.join(files)}; more in `{RECORD}`"
 
-    Where a checkpoint does not say it, as one of an earlier version, a damaged one, or one of so many cases that it
-    holds their digest alone, the log says so.
+
+def trained_cases(items: Sequence[Mapping[str, Any]], weights: str | Path) -> list[str] | None:
+    """Return which cases the run trained on that left weights; None where no checkpoint beside them says it.
+
+    Where there is a checkpoint, but of an earlier version, damaged, or of so many cases that it holds their digest
+    alone, the log says so.
 
     Args:
         items: cases with "case" and "image"; those of another folder than that of the run are others of the same name.
@@ -121,7 +157,7 @@ def trained_cases(items: Sequence[Mapping[str, Any]], weights: str | Path) -> li
     """
     last = Path(weights).with_name(LAST)
     if not last.is_file():
-        return []
+        return None
     try:
         held = torch.load(last, map_location="cpu", weights_only=True, mmap=True)["identity"]
         root, names = os.path.join(str(held["data_root"]), ""), held[TRAINING_CASES]
@@ -131,7 +167,7 @@ def trained_cases(items: Sequence[Mapping[str, Any]], weights: str | Path) -> li
         logger.warning(
             "%s does not list what it was trained on, so no evaluated case is known to be new: %s", last, names
         )
-        return []
+        return None
     files = {
         item["case"]: item["image"] if isinstance(item["image"], str) else item["image"][0]
         for item in items

@@ -66,7 +66,7 @@ class LandmarkReport(CaseCollector[LandmarkTable]):
 
     def finish(self, engine: Evaluator) -> None:
         """Write the tables, the predicted points (landmarks.csv) and the curves of detection rates (sdr.png)."""
-        summary = self.table.write(self.folder, self.note)
+        summary = self.write_table()
         if process_rank() == 0:
             cases = self.table.rows
             points = {case: dict(zip(self.names, row.points, strict=True)) for case, row in cases.items()}

@@ -8,22 +8,17 @@ inside, and is written at the end of a run.
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import io
 import json
 import os
-import platform
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from mambamim_nets import __version__
-from mambamim_nets.bundle.config import bundle_root
 from mambamim_nets.bundle.files import read_json, write_text
-from mambamim_nets.bundle.handlers.identity import run_settings
+from mambamim_nets.bundle.handlers.provenance import made_with, now
 from mambamim_nets.bundle.inference.scan_lists import source_files
 from mambamim_nets.bundle.runtime import peak_memory
 from mambamim_nets.bundle.visualize.report_page import run_page
@@ -32,7 +27,6 @@ __all__ = ["PAGE", "REPORT", "RunReport"]
 
 REPORT, PAGE = "report.json", "report.html"
 FORMAT = 1
-PACKAGES = ("torch", "monai", "pytorch-ignite", "numpy", "scipy", "nibabel", "itk", "pydicom", "highdicom")
 MOST_PICTURES = 100  # inside of the page; it links to the others
 PICTURE_WIDTH = 1000  # pixels
 BLOCK = 1 << 20
@@ -62,23 +56,19 @@ class RunReport:
         self.number = str(1 + max((int(key) for key in held["runs"] if key.isdigit()), default=0))
         self.results: list[str] = []
 
-    def start(self, weights: Mapping[str, Any], device: Any, results: Sequence[str]) -> None:
+    def start(self, weights: str | Sequence[str] | None, device: Any, results: Sequence[str]) -> None:
         """Begin a run.
 
         Args:
-            weights: "sha256" of each file, and "note".
+            weights: as in `made_with`.
             device: that the network is on.
             results: names of the values that the page shows of a scan.
         """
         self.results = list(results)
         self.runs[self.number] = {
-            "started": _now(),
+            "started": now(),
             "ended": None,
-            "bundle": _bundle(),
-            "weights": dict(weights),
-            "versions": {"mambamim_nets": __version__, "python": platform.python_version(), **_versions()},
-            "machine": _machine(device),
-            "settings": run_settings().values,
+            **made_with(weights, device),
         }
 
     def scan(self, name: str, item: Mapping[str, Any], outcome: str, reason: str = "", **facts: Any) -> None:
@@ -97,7 +87,7 @@ class RunReport:
             "input": _input(item),
             **facts,
             "peak_mib": _peak(),
-            "finished": _now(),
+            "finished": now(),
             "run": self.number,
         }
         self.write()
@@ -118,7 +108,7 @@ class RunReport:
 
     def end(self) -> None:
         """End the run, and write report.html."""
-        self.runs[self.number]["ended"] = _now()
+        self.runs[self.number]["ended"] = now()
         self.write()
         pictures: dict[str, bytes | str] = {}
         for name, entry in sorted(self.scans.items()):
@@ -128,34 +118,6 @@ class RunReport:
                 pictures[name] = _small(self.folder / found[0]) if few else found[0]
         page = run_page(self.runs[self.number], dict(sorted(self.scans.items())), self.results, pictures)
         write_text(self.folder / PAGE, page)
-
-
-def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
-
-
-def _bundle() -> dict[str, Any]:
-    path = Path(bundle_root(), "configs", "metadata.json")
-    metadata = read_json(path) if path.is_file() else {}
-    return {"name": metadata.get("name", ""), "version": metadata.get("version", "")}
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def _machine(device: Any) -> dict[str, Any]:
-    facts: dict[str, Any] = {"system": platform.platform(), "processors": os.cpu_count()}
-    facts |= {"threads": torch.get_num_threads(), "device": str(device or "")}
-    if getattr(device, "type", "") == "cuda":
-        facts["gpu"] = torch.cuda.get_device_name(device)
-    return facts
 
 
 def _input(item: Mapping[str, Any]) -> dict[str, Any]:

@@ -156,8 +156,7 @@ class ScanResults:
         self.made_from = {name: _made_from(item, made_with) for name, item in self.items.items()}
         done = [] if self.overwrite else [name for name in self.items if self._is_done(name)]
         self.loader.finished = frozenset(done)
-        digests = {path: file_digest(path) for path in weights_files(self.checkpoint)}
-        self.report.start({"sha256": digests, "note": self.note}, getattr(engine.state, "device", ""), self.results)
+        self.report.start(self.checkpoint, getattr(engine.state, "device", ""), self.results)
         if done:
             found = (len(done), len(self.items), self.table)
             logger.info("%d of %d scans are left out: %s has them; --overwrite true does them again", *found)

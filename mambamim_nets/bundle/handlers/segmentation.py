@@ -135,7 +135,7 @@ class CaseReport(CaseCollector[SegmentationTable]):
 
     def finish(self, engine: Evaluator) -> None:
         """Write the tables."""
-        summary = self.table.write(self.folder, self.note)
+        summary = self.write_table()
         if process_rank() == 0:
             logger.info("metrics of %s\n%s", self.folder, summary)
 

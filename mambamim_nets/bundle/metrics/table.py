@@ -89,13 +89,14 @@ class MetricTable(ABC, Generic[Row]):
     def tabulate(self) -> Tables:
         """Return what follows from the rows of all processes."""
 
-    def write(self, folder: str | os.PathLike[str], note: str = "") -> str:
+    def write(self, folder: str | os.PathLike[str], note: str = "", evaluated: str = "") -> str:
         """Write the CSV files of `tabulate` and summary.md; every process must call it, and the first one writes.
 
         Args:
             folder: made where it does not exist.
             note: what a reader of the numbers must know of the weights, such as that they are a demonstration; the
                 column "weights" of each CSV file, and the first paragraph of summary.md.
+            evaluated: which cases, with which weights; the last paragraph of summary.md.
 
         Returns:
             The content of summary.md, the same on every process.
@@ -107,7 +108,7 @@ class MetricTable(ABC, Generic[Row]):
         if not self.rows:
             raise ValueError("no case was added to the table; evaluate at least one case before writing it")
         tables = self.tabulate()
-        text = "\n\n".join([*([note] if note else []), *tables.markdown]) + "\n"
+        text = "\n\n".join([*([note] if note else []), *tables.markdown, *([evaluated] if evaluated else [])]) + "\n"
         if idist.get_rank() == 0:
             for name, (columns, rows) in tables.csv.items():
                 write_csv(Path(folder) / name, [[*columns, "weights"], *([*row, note] for row in rows)])

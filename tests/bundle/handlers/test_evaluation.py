@@ -1,6 +1,9 @@
 """Rows and pictures of the cases of an evaluation, with an engine that hands out points instead of predicting them."""
 
+import hashlib
+import json
 import logging
+from pathlib import Path
 from types import SimpleNamespace
 
 import ignite.distributed as idist
@@ -8,6 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from helpers import BUNDLES
 from ignite.engine import Engine
 from monai.data import MetaTensor
 
@@ -16,6 +20,8 @@ from mambamim_nets.bundle.handlers.evaluation import trained_cases
 from mambamim_nets.bundle.handlers.landmarks import LandmarkPicture, LandmarkReport
 from mambamim_nets.bundle.io.landmarks import read_table
 
+SHIPPED = str(BUNDLES / "msd_seg" / "models" / "model.pt")
+NAME = json.loads((BUNDLES / "msd_seg" / "configs" / "metadata.json").read_text())["name"]
 NAMES, LENGTHS = ["a", "b"], {"AB": ["a", "b"]}
 TRUTH = torch.tensor(((2.0, 3, 4), (5, 3, 4)), dtype=torch.double)
 
@@ -77,6 +83,7 @@ def of_run(folder, data, names):
     """Write what a run that trained on these cases of a folder leaves; return its weights."""
     folder.mkdir(parents=True, exist_ok=True)
     torch.save({"identity": {"data_root": str(data), "training cases": names}}, folder / "checkpoint_last.pt")
+    (folder / "model_best.pt").write_bytes(b"weights")
     return folder / "model_best.pt"
 
 
@@ -87,14 +94,14 @@ def test_cases_that_the_weights_were_trained_on_are_known_by_their_folder_and_na
     several = [{"case": "a", "image": ["/data/one/a_0000.nii.gz", "/data/one/a_0001.nii.gz"]}]
     assert trained_cases(several, weights) == ["a"]
     assert trained_cases(items, of_run(tmp_path / "run", "/data/on", ["a"])) == [], "of the same name elsewhere"
-    assert trained_cases(items, tmp_path / "alone" / "model.pt") == [] and not caplog.records
-    assert trained_cases(items, of_run(tmp_path / "run", "/data/one", "9000 of digest a")) == []
+    assert trained_cases(items, tmp_path / "alone" / "model.pt") is None and not caplog.records
+    assert trained_cases(items, of_run(tmp_path / "run", "/data/one", "9000 of digest a")) is None
     assert (
         "checkpoint_last.pt does not list what it was trained on" in caplog.text and "9000 of digest a" in caplog.text
     )
     caplog.clear()
     (tmp_path / "run" / "checkpoint_last.pt").write_bytes(b"damaged")
-    assert trained_cases(items, weights) == []
+    assert trained_cases(items, weights) is None
     assert "checkpoint_last.pt does not list what it was trained on" in caplog.text
 
 
@@ -106,6 +113,29 @@ def test_an_evaluation_on_cases_that_were_trained_on_says_so_after_its_table(tmp
     warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert len(warnings) == 1 and caplog.records[-1].levelname == "INFO"
     assert warnings[0].startswith(f"1 of 3 evaluated cases were trained on, by the checkpoint beside {weights}: a; ")
+
+
+def test_an_evaluation_says_what_was_evaluated(bundle_run, tmp_path):
+    folder = phantom.write(tmp_path / "data", "hippocampus", cases=5)
+    end = bundle_run(
+        "msd_seg", ["train", "evaluate"], dataset_dir=str(folder), checkpoint=SHIPPED, part="train", pictures=0, fold=2
+    )
+    assert end.status == 0, end.log[-3000:]
+    found = json.loads((tmp_path / "out" / "eval" / "evaluation.json").read_text())
+    assert len(found["cases"]) == 4 and all(folder in Path(image).parents for image in found["cases"].values())
+    digest = hashlib.sha256(Path(SHIPPED).read_bytes()).hexdigest()
+    assert found["weights"]["sha256"] == {SHIPPED: digest} and found["weights"]["note"]
+    assert found["trained_on"] == {SHIPPED: None}, "no checkpoint beside them says it"
+    assert (found["settings"]["fold"], found["settings"]["part"], found["bundle"]["name"]) == (2, "train", NAME)
+    last = (tmp_path / "out" / "eval" / "summary.md").read_text().splitlines()[-1]
+    assert last == (
+        f"fold 2, part train, data `{folder}`; weights `{SHIPPED}` (SHA-256 {digest[:16]}); more in `evaluation.json`"
+    )
+
+
+def test_an_evaluation_of_no_weights_has_no_record_of_them(tmp_path):
+    run(tmp_path, LandmarkReport(NAMES, LENGTHS, str(tmp_path / "eval"), 0))
+    assert not (tmp_path / "eval" / "evaluation.json").exists()
 
 
 @pytest.mark.slow

@@ -102,7 +102,7 @@ def test_a_report_of_others_is_refused(bundle_run, scans, tmp_path, reliability)
 def test_a_page_holds_so_many_pictures_and_links_the_others(tmp_path, monkeypatch):
     monkeypatch.setattr(run_report, "MOST_PICTURES", 1)
     made = RunReport(tmp_path)
-    made.start({"file": None, "note": ""}, "cpu", [])
+    made.start(None, "cpu", [])
     (tmp_path / "in.nii").write_bytes(b"x" * 10)
     for name in "ab":
         Image.new("RGBA", (2000, 500), (255, 0, 0, 255)).save(tmp_path / f"{name}_preview.png")
