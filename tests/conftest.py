@@ -16,6 +16,7 @@ from typing import Any
 import monai.bundle
 import pytest
 from helpers import BUNDLES, REPOSITORY
+from monai.bundle.config_item import ComponentLocator
 from reliability import PAGE, Row, Rows
 from small import SMALL
 
@@ -54,6 +55,22 @@ def _everything_printed() -> Iterator[io.StringIO]:
     finally:
         root.handlers = handlers
         root.setLevel(level)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _looked_through_once() -> Iterator[None]:
+    """Keep which classes MONAI has: each of its configurations looks through all its modules again, for 0.1 s."""
+    found: dict[tuple[str, ...], dict[str, list]] = {}
+    look = ComponentLocator._find_classes_or_functions
+
+    def once(locator: ComponentLocator, names: Sequence[str]) -> dict[str, list]:
+        if (key := tuple(names)) not in found:
+            found[key] = look(locator, names)
+        return found[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ComponentLocator, "_find_classes_or_functions", once)
+        yield
 
 
 @pytest.fixture

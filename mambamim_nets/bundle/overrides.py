@@ -222,22 +222,23 @@ def check_task(parser: ConfigParser, values: Mapping[str, Any]) -> None:
     if task is None or not overlays:
         return
     here = {key: values[key] for key in _OF_TASK if key in values}
-    known = {name: _of_task(path, parser) for name, path in overlays.items()}
-    if task in known:
-        differing = [key for key, value in known[task].items() if value != here.get(key)]
+    if task in overlays:
+        said = _of_task(overlays[task], parser)
+        differing = [key for key, value in said.items() if value != here.get(key)]
         if differing:
             key = differing[0]
             raise ValueError(
-                f"task {task!r} has the {key} {_listed(known[task][key])}, not {_listed(here.get(key))}; choose it by "
+                f"task {task!r} has the {key} {_listed(said[key])}, not {_listed(here.get(key))}; choose it by "
                 f"its configuration: --config_file \"[..., '{overlays[task]}']\", right after train.json or "
                 "inference.json; a task of your own needs another name"
             )
         return
-    for name, said in known.items():
-        if all(here.get(key) == value for key, value in said.items()):
+    for name, path in overlays.items():
+        if all(here.get(key) == value for key, value in _of_task(path, parser).items()):
             raise ValueError(
-                f"task {task!r} is unknown, and this configuration is that of {name!r}; choose one of {sorted(known)} "
-                f"by its configuration, e.g. --config_file \"[..., '{overlays[name]}']\", or write one like it"
+                f"task {task!r} is unknown, and this configuration is that of {name!r}; choose one of"
+                f" {sorted(overlays)} by its configuration, e.g."
+                f" --config_file \"[..., '{overlays[name]}']\", or write one like it"
             )
 
 

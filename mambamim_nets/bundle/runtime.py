@@ -76,7 +76,8 @@ def init_distributed() -> None:
     """Join the process group that torchrun set up, nccl on GPUs, gloo on CPUs; below warnings, only rank 0 logs.
 
     Networks and engines refer to one another in circles, and hold the group after its end. It must go while Python is
-    whole: threads of gloo that are left when it is torn down now and then abort the process, and the run with it.
+    whole: threads of gloo that are left when it is torn down now and then abort the process, and the run with it. And
+    it must go by Python's own hand, which lets others run meanwhile: a thread that it waits for may need Python, too.
 
     Raises:
         RuntimeError: if the process was not started by torchrun.
@@ -90,9 +91,15 @@ def init_distributed() -> None:
         if torch.cuda.is_available():
             torch.cuda.set_device(launch_device())
         torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-        atexit.register(gc.collect)
+        atexit.register(_let_go, [torch.distributed.group.WORLD])
     if torch.distributed.get_rank() > 0:
         logging.getLogger().setLevel(logging.WARNING)
+
+
+def _let_go(last: list[Any]) -> None:
+    """Free what holds an object in circles, then the object, whose last holder is this list."""
+    gc.collect()
+    last.clear()
 
 
 def seed_everything(seed: int) -> None:

@@ -188,6 +188,13 @@ def _prepared(
     finally:
         files.flush()
     counts = index.close()
+    if filter is not None and (more := index.unwanted(found, Filter(filter))):
+        logger.warning(
+            "%d volumes that were stored before do not meet filter %r, and stay; leave them out of a training by its"
+            " own option --filter, or prepare another --store",
+            more,
+            filter,
+        )
     return (
         f"part {part} of {parts} of {files}: {len(todo)} files or series done, {len(found) - len(todo)} known before;"
         f" {counts['stored']} volumes, {counts['odd']} of them with findings, {counts['refused']} refused:"

@@ -11,6 +11,7 @@ from typing import Any
 
 from mambamim_nets.bundle.data.store import Recipe, read_recipe
 from mambamim_nets.bundle.data.store_files import StoreFiles, masks_of
+from mambamim_nets.bundle.data.store_filter import Filter
 from mambamim_nets.bundle.files import remove_leftovers
 from mambamim_nets.prepare.read import Found
 
@@ -102,6 +103,11 @@ class Index:
         if masks is not None and self.files.size(masks_of(line["id"])) != masks["file_bytes"]:
             return False
         return self.files.size(line["id"]) == line["file_bytes"]
+
+    def unwanted(self, found: Iterable[Found], wanted: Filter) -> int:
+        """Return how many volumes of these files or folders were stored before and are not wanted by a filter."""
+        lines = (line for one in found for line in self._known.get((one.source, one.path), []))
+        return len({line["id"] for line in lines if "refused" not in line and not wanted(Filter.facts(line))})
 
     def append(self, lines: Sequence[Mapping[str, Any]]) -> None:
         """Add all lines of a file or folder.

@@ -108,7 +108,7 @@ def two_processes(tmp_path_factory) -> Callable[..., str]:
         line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nnodes=1", "--nproc_per_node=2"]
         env = environment(CUDA_VISIBLE_DEVICES="")
         done = subprocess.run([*line, *arguments], cwd=cwd, env=env, capture_output=True, text=True, timeout=900)
-        assert done.returncode == 0, (done.stdout + done.stderr)[-12000:]
+        assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
         return done.stdout + done.stderr
 
     return launch

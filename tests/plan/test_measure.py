@@ -8,7 +8,7 @@ from mambamim_nets.plan.writer import write_files
 
 @pytest.mark.slow
 def test_a_real_step_takes_memory_and_time_that_grow_with_the_crops():
-    candidates = [((32, 32, 16), 2), ((16, 16, 32), 1)]
+    candidates = [((48, 48, 32), 2), ((16, 16, 32), 1)]
     small, large = measured_steps(candidates, Network(2, 3, "tiny", "cpu", {}))
     assert (small.roi, small.crops, large.crops) == ((16, 16, 32), 1, 2), "smallest first"
     assert 20 * 2**20 < small.peak <= large.peak < 4 * 2**30

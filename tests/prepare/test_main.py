@@ -184,6 +184,19 @@ def test_a_filter_leaves_volumes_out_and_another_one_looks_again(tmp_path, sourc
     assert "2 files or series done, 2 known before; 4 volumes" in store_of(store, sources)
 
 
+def test_volumes_that_a_later_filter_would_leave_out_stay_with_a_warning(tmp_path, sources, caplog):
+    store = tmp_path / "store"
+    store_of(store, sources)
+    before = len(Store(store))
+    assert not caplog.records, "nothing was stored before"
+    store_of(store, sources, filter="id != 'none'")
+    assert not caplog.records, "all of them meet it"
+    store_of(store, sources, filter="modality == 'CT' and spacing_z <= 3")
+    (warning,) = [record.getMessage() for record in caplog.records]
+    assert warning.startswith("2 volumes that were stored before do not meet filter \"modality == 'CT' and")
+    assert "by its own option --filter" in warning and len(Store(store)) == before == 4
+
+
 @pytest.mark.parametrize(
     ("expression", "words"),
     [
