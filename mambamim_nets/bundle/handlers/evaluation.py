@@ -59,9 +59,13 @@ class CaseCollector(ABC, Generic[Table]):
     def __init__(
         self, folder: str | Path = ".", pictures: int = 0, checkpoint: str | Sequence[str] | None = None
     ) -> None:
-        self.folder, self.note = Path(folder), weights_note(checkpoint)
-        self.weights = weights_files(checkpoint)
+        self.folder = Path(folder)
+        self.evaluates(checkpoint)
         self.pictures = math.ceil((pictures - idist.get_rank()) / idist.get_world_size())  # this process's share
+
+    def evaluates(self, checkpoint: str | Sequence[str] | None) -> None:
+        """Say whose weights the next evaluation is of, see `checkpoint`."""
+        self.note, self.weights = weights_note(checkpoint), weights_files(checkpoint)
 
     @abstractmethod
     def new_table(self) -> Table:

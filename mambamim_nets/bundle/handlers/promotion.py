@@ -32,7 +32,7 @@ def promote(
     """Evaluate both weights on the same cases; install the candidate if its mean Dice is higher.
 
     It is stored in half precision, as all shipped weights are. The weights that were there are kept beside it, as
-    `model_until_<date>.pt` with their note.
+    `model_until_<date>.pt` with their note. Tables and pictures that the report leaves are those of the candidate.
 
     Args:
         evaluator: with `report` attached; it evaluates `network`.
@@ -51,9 +51,12 @@ def promote(
     if not isinstance(candidate, str):
         raise ValueError(f"checkpoint {list(candidate)}: promote.json compares one file of weights; give one")
     new, old = Path(candidate), Path(shipped)
-    scores = {}
-    for path in (new, old) if old.is_file() else (new,):
+    scores, pictures = {}, report.pictures
+    trained_network(network, candidate, record)  # it is refused before the other weights are evaluated
+    for path in (old, new) if old.is_file() else (new,):
         trained_network(network, str(path), record)
+        report.evaluates(str(path))
+        report.pictures = pictures
         evaluator.run()
         scores[path] = report.table.mean_dice()
         logger.info("mean Dice %.4f: %s", scores[path], path)
