@@ -3,7 +3,7 @@
 Native means, and textures, are medians and deviations inside TotalSegmentator's labels of its test case at 3 mm; those
 of the portal-venous phase were read in regions of CRLM-CT-1004 (TCIA, CC BY 4.0): liver 118, spleen 112, kidney 223,
 muscle 71, heart 135, fat -99, vertebra 244 HU. Both belong to one patient each: a sample draws a body's own values
-around them. The arterial phase, and tissues that neither scan shows well, have values usual in radiology.
+around them. The arterial phase, lungs, and tissues that neither scan shows well have values usual in radiology.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ TISSUES = {
     "right adrenal gland": Tissue(15, 55, 70, 12, 10), "left adrenal gland": Tissue(15, 55, 70, 12, 10),
     "urinary bladder": Tissue(8, 8, 15, 8, 3), "bladder": Tissue(8, 8, 15, 8, 3),
     "prostate or uterus": Tissue(35, 60, 85, 10, 10),
-    "lung": Tissue(-830, -815, -810, 45, 25), "lungs": Tissue(-830, -815, -810, 45, 25),
+    "lung": Tissue(-845, -835, -830, 50, 25), "lungs": Tissue(-845, -835, -830, 50, 25),
     "trachea": Tissue(-985, -985, -985, 8),
     "bone": Tissue(330, 340, 345, 80, 60), "marrow": Tissue(150, 160, 175, 60, 35),
     "cartilage": Tissue(95, 98, 105, 20, 20),
