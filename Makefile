@@ -15,7 +15,7 @@ BENCH_PAGE ?= $(if $(BENCH_ARGS),build,docs)/BENCHMARKS.md
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # a file's tests stay in one process, since they share what they have trained; each process has one thread
-SHARED_OUT = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
+SHARED_OUT = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 TORCH := $(shell sed -n '/^torch==/p' constraints.txt)
 
 help:  ## list the targets

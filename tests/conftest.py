@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,9 +145,14 @@ def pytest_configure(config: pytest.Config) -> None:
     config.left_out = False  # type: ignore[attr-defined]
 
 
+@pytest.hookimpl(trylast=True)  # after -m has chosen
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if config.getoption("write_reliability"):
         items[:] = [item for item in items if "reliability" in getattr(item, "fixturenames", ())]
+    # workers take files in this order: the long ones first, so that none of them begins when all else has ended
+    tests = Counter(item.path for item in items)
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: (item.path not in slow, -tests[item.path] if item.path not in slow else 0))
 
 
 @pytest.fixture

@@ -1,6 +1,11 @@
 """Settings with which a bundle runs in seconds: small windows, coarse voxels, narrow networks, on the CPU."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
+from unittest import mock
+
+from mambamim_nets.nets.hymamba import SIZES
 
 EDGES = {"btcv_seg": 8.0, "amos_seg": 8.0, "brats_seg": 4.0, "ctorg_seg": 8.0, "kits23_seg": 8.0}
 SMALL: dict[str, dict[str, Any]] = {
@@ -38,3 +43,10 @@ SMALL: dict[str, dict[str, Any]] = {
         "device": "$torch.device('cpu')",
     },
 }
+
+
+@contextlib.contextmanager
+def narrow_networks() -> Iterator[None]:
+    """Make HyMamba of size tiny a quarter as wide, for tests of all that is around it; not in other processes."""
+    with mock.patch.dict(SIZES, tiny=SIZES["tiny"]._replace(stem=4, widths=(4, 8, 16, 32))):
+        yield

@@ -4,21 +4,36 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import processes
 import pytest
 import torch
 from helpers import BUNDLES, environment
 from monai.bundle import ConfigWorkflow
-from small import SMALL
+from small import SMALL, narrow_networks
 
 from mambamim_nets import HyMambaSeg, phantom
 from mambamim_nets.prepare.__main__ import prepare
 
 KINDS = {"btcv_seg": "abdomen", "amos_seg": "amos", "brats_seg": "brain", "ctorg_seg": "ctorg", "kits23_seg": "kits"}
 KINDS |= {"fetal_landmarks": "fetal"}
+
+
+@pytest.fixture
+def narrow() -> Iterator[None]:
+    """Make the networks of size tiny narrow during a test."""
+    with narrow_networks():
+        yield
+
+
+@pytest.fixture(scope="module")
+def all_narrow() -> Iterator[None]:
+    """Make the networks of size tiny narrow in all tests of a file, and in what they share."""
+    with narrow_networks():
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -72,8 +87,8 @@ def command() -> Callable[..., str]:
 
     def run(configs: list[Path] | Path | str, *options: str, cwd: Path, fails: bool = False) -> str:
         files = str([str(config) for config in configs]) if isinstance(configs, list) else str(configs)
-        line = [sys.executable, "-m", "monai.bundle", "run", "--config_file", files, *options]
-        done = subprocess.run(line, cwd=cwd, env=environment(), capture_output=True, text=True, timeout=600)
+        line = ["-m", "monai.bundle", "run", "--config_file", files, *options]
+        (done,) = processes.run(line, cwd=cwd, variables=[environment()])
         output = done.stdout + done.stderr
         assert done.returncode == int(fails), output[-6000:]
         return output
@@ -97,19 +112,25 @@ end()
 def two_processes(tmp_path_factory) -> Callable[..., str]:
     """Return a function that runs a program, or bundles one after another, on two processes; it gives the output.
 
-    Its arguments are those of the program, or for each bundle the options of ``monai.bundle.run``.
+    Its arguments are those of the program, or for each bundle the options of ``monai.bundle.run``. With `torchrun` the
+    processes are started by torchrun, else in the same way, but sooner.
     """
     script = tmp_path_factory.mktemp("launch") / "several_runs.py"
     script.write_text(SEVERAL_RUNS)
 
-    def launch(*arguments: str | dict[str, Any], cwd: Path) -> str:
+    def launch(*arguments: str | dict[str, Any], cwd: Path, torchrun: bool = False) -> str:
         if isinstance(arguments[0], dict):
             arguments = (str(script), json.dumps(arguments))
-        line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nnodes=1", "--nproc_per_node=2"]
         env = environment(CUDA_VISIBLE_DEVICES="")
-        done = subprocess.run([*line, *arguments], cwd=cwd, env=env, capture_output=True, text=True, timeout=900)
-        assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
-        return done.stdout + done.stderr
+        if torchrun:
+            line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nnodes=1", "--nproc_per_node=2"]
+            done = [subprocess.run([*line, *arguments], cwd=cwd, env=env, capture_output=True, text=True, timeout=900)]
+        else:
+            variables = [{**env, **rank} for rank in processes.ranks(2)]
+            done = processes.run(arguments, arguments, cwd=cwd, variables=variables, timeout=900)
+        output = "".join(one.stdout + one.stderr for one in done)
+        assert [one.returncode for one in done] == [0] * len(done), output[-6000:]
+        return output
 
     return launch
 

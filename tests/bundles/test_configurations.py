@@ -16,6 +16,8 @@ from mambamim_nets.bundle.data.disk_cache import described
 from mambamim_nets.bundle.handlers.checkpoints import Average
 from mambamim_nets.checkpoint import half_precision, read_state
 
+pytestmark = pytest.mark.usefixtures("all_narrow")
+
 CONFIGURATIONS = existing(path for path in BUNDLES.glob("*/configs/**/*.json") if path.name != "metadata.json")
 TRAINED = [path.parents[1].name for path in existing(BUNDLES.glob("*/configs/train.json"))]
 VALIDATED = [name for name in TRAINED if name != "pretrain"]

@@ -130,7 +130,7 @@ def test_training_and_pretraining_run_and_resume_on_two_processes(data, two_proc
         for name, options in (("msd_seg", segment), ("pretrain", pretrain))
         for epochs in (1, 2)
     ]
-    output = two_processes(*runs, cwd=tmp_path)
+    output = two_processes(*runs, cwd=tmp_path, torchrun=True)
     assert output.count("after epoch 1: continuing up to epoch 2") == 2, "of each resumed run, rank 0 alone logs"
     for name, weights in (("segment", "model_best.pt"), ("pretrain", "encoder.pt")):
         state = torch.load(tmp_path / name / "checkpoint_last.pt", weights_only=True)

@@ -11,6 +11,8 @@ import torch
 from mambamim_nets import HyMambaSeg
 from mambamim_nets.checkpoint import stamped
 
+pytestmark = pytest.mark.usefixtures("all_narrow")
+
 
 @pytest.fixture(scope="module")
 def folds(tmp_path_factory):

@@ -1,10 +1,9 @@
 """The shipped network leaves its bundle through the command line as TorchScript and as ONNX, and computes the same."""
 
 import json
-import subprocess
-import sys
 
 import onnxruntime
+import processes
 import pytest
 import torch
 from helpers import BUNDLES, environment
@@ -31,8 +30,8 @@ def export(verb, path, *options):
     """Run an export verb of monai.bundle from outside the bundle."""
     files = ("--ckpt_file", WEIGHTS, "--meta_file", BUNDLE / "configs/metadata.json")
     files = (*files, "--config_file", BUNDLE / "configs/inference.json", "--filepath", path)
-    line = [sys.executable, "-m", "monai.bundle", verb, "--net_id", "network_def", *map(str, files), *options]
-    done = subprocess.run(line, cwd=path.parent, env=environment(), capture_output=True, text=True, timeout=600)
+    line = ["-m", "monai.bundle", verb, "--net_id", "network_def", *map(str, files), *options]
+    (done,) = processes.run(line, cwd=path.parent, variables=[environment()])
     assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
 
 

@@ -10,6 +10,8 @@ from ignite.engine import Events
 
 from mambamim_nets import HyMambaSeg, MambaUNETR, load_encoder
 
+pytestmark = pytest.mark.usefixtures("all_narrow")
+
 CONFIGS = BUNDLES / "pretrain" / "configs"
 METHODS = [path.stem for path in existing((CONFIGS / "methods").glob("*.json"))]
 SMALL = {"roi_size": [32, 32, 32], "batch_size": 3, "picture_interval": 1}

@@ -10,6 +10,8 @@ from mambamim_nets import HyMamba, HyMambaSeg, NNMambaClassifier
 from mambamim_nets.bundle.weights import record
 from mambamim_nets.checkpoint import read_state, record_of, stamped
 
+pytestmark = pytest.mark.usefixtures("all_narrow")
+
 FACTS = {
     **{"task": "Task04_Hippocampus", "channels": ["MRI"], "labels": ["anterior", "posterior"], "regions": []},
     **{"intensity": "mr", "intensity_range": [0.5, 99.5], "spacing": [1.0, 1.0, 1.0]},

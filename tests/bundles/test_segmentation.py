@@ -19,6 +19,8 @@ from helpers import BUNDLES, finished, refused, table
 from mambamim_nets.bundle.data.painted import PaintedCrops
 from mambamim_nets.bundle.labels import Targets
 
+pytestmark = pytest.mark.usefixtures("all_narrow")
+
 REGIONS = {"TC": [1, 4], "WT": [1, 2, 4], "ET": [4]}
 MODALITIES = ("flair", "t1ce", "t1", "t2")
 

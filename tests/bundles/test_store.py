@@ -56,6 +56,7 @@ def run(workflow, store, folder, *configs, stop_in_epoch=None, **options):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("narrow")
 def test_a_stopped_run_goes_on_with_the_same_samples_bit_for_bit(workflow, store, data, tmp_path):
     """The run that is stopped has a probe, the other one has none: it changes nothing."""
     configs = ("store", "store_validation")
@@ -109,6 +110,7 @@ def test_a_queue_that_ends_a_run_costs_no_step(workflow, store, tmp_path, small)
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("narrow")
 def test_ten_signals_at_random_steps_cost_no_step(workflow, store, tmp_path):
     def stop(number, frame):
         raise KeyboardInterrupt
@@ -134,6 +136,7 @@ def test_ten_signals_at_random_steps_cost_no_step(workflow, store, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("narrow")
 @pytest.mark.parametrize("method", ["models_genesis", "voco"])
 def test_other_methods_train_from_a_store(workflow, store, masked, tmp_path, method):
     own = {"roi_size": [64, 32, 32], "network_def#grid": [2, 1, 1]} if method == "voco" else {}
@@ -156,6 +159,7 @@ def test_what_does_not_belong_together_is_refused(bundle_run, store, data):
     assert "filter \"modality = 'CT'\" must compare names with values" in outcome.last
 
 
+@pytest.mark.usefixtures("narrow")
 def test_an_estimate_trains_nothing(bundle_run, store, tmp_path):
     few = {"estimation#steps": 2, "estimation#warmup": 1, "accumulate": 2, "held_out": 0.3, "val_iterations": 1}
     end = bundle_run("pretrain", ["train", "store", "store_validation"], store=str(store), estimate=True, **few)
@@ -166,6 +170,7 @@ def test_an_estimate_trains_nothing(bundle_run, store, tmp_path):
     assert "accumulate 3 must divide" in bundle_run("pretrain", ["train", "store"], store=str(store), accumulate=3).last
 
 
+@pytest.mark.usefixtures("narrow")
 def test_a_store_at_a_url_trains_by_the_same_options(bundle_run, data, tmp_path):
     pytest.importorskip("zarr", reason="the extra [zarr] is not installed")
     place = f"file://{tmp_path}/store"
@@ -174,6 +179,7 @@ def test_a_store_at_a_url_trains_by_the_same_options(bundle_run, data, tmp_path)
     assert end.status == 0 and (tmp_path / "out" / "encoder.pt").is_file(), end.log[-3000:]
 
 
+@pytest.mark.usefixtures("narrow")
 def test_removed_faces_and_several_crops_of_a_volume_train(bundle_run, masked, tmp_path):
     options = {**OPTIONS, "max_epochs": 1, "store": str(masked), "crops_per_volume": 2}
     end = bundle_run("pretrain", ["train", "store"], **options)

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 
+import processes
 import pytest
 import torch
 from helpers import BUNDLES, REPOSITORY, environment, existing
@@ -113,6 +114,5 @@ def test_the_unit_test_for_a_request_runs_in_the_zoo(name, tmp_path):
     tests = tmp_path / "ci" / "unit_tests"
     subprocess.run([sys.executable, str(REPOSITORY / ".ci" / "zoo_tests.py"), str(tests)], check=True)
     assert {path.stem for path in tests.glob("test_*.py")} == {f"test_{bundle}" for bundle in NAMES}
-    line = [sys.executable, str(tests / f"test_{name}.py")]
-    done = subprocess.run(line, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300)
+    (done,) = processes.run([str(tests / f"test_{name}.py")], cwd=tmp_path, variables=[environment()])
     assert done.returncode == 0 and "Ran 1 test" in done.stderr, (done.stdout + done.stderr)[-3000:]

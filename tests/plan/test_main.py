@@ -2,12 +2,11 @@
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import processes
 import pytest
 from helpers import REPOSITORY, environment, refused
 from plan.conftest import boxes, config_of
@@ -215,7 +214,7 @@ def test_a_bundle_within_the_data_set_is_refused(planned, spleens, reliability):
 
 @pytest.mark.slow
 def test_the_command_line_explains_itself_and_refuses_with_one_sentence(tmp_path):
-    line = [sys.executable, "-m", "mambamim_nets.plan", "--dataset_dir", "nowhere", "--output", "out_seg"]
-    done = subprocess.run(line, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300)
+    line = ["-m", "mambamim_nets.plan", "--dataset_dir", "nowhere", "--output", "out_seg"]
+    (done,) = processes.run(line, cwd=tmp_path, variables=[environment()])
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1].startswith("error: --dataset_dir nowhere does not exist")

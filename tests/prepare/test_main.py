@@ -3,9 +3,8 @@
 import errno
 import json
 import shutil
-import subprocess
-import sys
 
+import processes
 import pytest
 from helpers import environment, refused
 from store_files import lines_of, rows_of, store_of, write_scan, write_sources
@@ -245,11 +244,11 @@ def test_a_dry_run_says_what_there_is_and_writes_nothing(tmp_path, sources):
 
 @pytest.mark.slow
 def test_workers_make_the_same_store_and_the_command_ends_with_one_sentence(tmp_path, store, sources):
-    line = [sys.executable, "-m", "mambamim_nets.prepare", "--spacing", "[2,2,2]", "--store", "two"]
+    line = ["-m", "mambamim_nets.prepare", "--spacing", "[2,2,2]", "--store", "two"]
 
     def command(*options):
-        done = [*line, *options]
-        return subprocess.run(done, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300)
+        (done,) = processes.run([*line, *options], cwd=tmp_path, variables=[environment()])
+        return done
 
     done = command("--sources", str(sources), "--workers", "2")
     assert done.returncode == 0, done.stderr
