@@ -92,9 +92,9 @@ def card_of(bundle: Path) -> str:
         "## Limits",
         f"{metadata['intended_use']} Input: {metadata['image_classes']}. What is not measured above is not known.",
         "## Use",
+        "With the package `mambamim_nets` installed from the project's repository, as its README says:",
         [
             "```",
-            'pip install "mambamim_nets[download]"',
             f"python -m monai.bundle run --config_file {name}/configs/inference.json --input scan.nii.gz"
             " --output_dir results",
             "```",

@@ -342,7 +342,7 @@ OTHERS = {
     "brain_cls": ("predictions.csv", {"spacing": [3.0, 3.0, 3.0], "input_size": [56, 68, 56], "width": 16}),
     "fetal_landmarks": (
         "biometry.csv",
-        {"spacing": [2.5, 2.5, 2.5], "roi_size": [48, 48, 48], "sigma": 2.0, "width": 16},
+        {"spacing": [2.5, 2.5, 2.5], "roi_size": [48, 48, 48], "sigma": 2.0, "width": 16, "force": True},  # no head
     ),
     "pretrain": ("features.csv", {}),
 }
@@ -361,7 +361,7 @@ def test_every_report_knows_what_is_done(bundle_run, hippocampi, tmp_path, monke
     header, row = table(tmp_path / "out" / name)
     assert (
         header[-3:] == ["warnings", "weights", "made from"]
-        and row[-3] == "look at this"
+        and "look at this" in row[-3]
         and row[-2]
         and len(row) == len(header)
     )
