@@ -35,7 +35,6 @@ def _prepare(data: Path, folds_file: str, work: Path) -> tuple[Path, dict[str, l
     name = f"Dataset{DATASET:03d}_{described['name'].replace(' ', '')}"
     raw, prepared = work / "raw" / name, work / "preprocessed" / name
     labels = {text: int(value) for value, text in described["labels"].items() if int(value)}
-    labels = labels or {text: value for text, value in described["labels"].items() if value}
     if not (prepared / "splits_final.json").is_file():
         for folder in ("imagesTr", "labelsTr"):
             (raw / folder).mkdir(parents=True, exist_ok=True)
