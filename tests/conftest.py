@@ -152,7 +152,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     # workers take files in this order: the long ones first, so that none of them begins when all else has ended
     tests = Counter(item.path for item in items)
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
-    items.sort(key=lambda item: (item.path not in slow, -tests[item.path] if item.path not in slow else 0))
+    items.sort(key=lambda item: 0 if item.path in slow else 1 / tests[item.path])
 
 
 @pytest.fixture

@@ -1,7 +1,8 @@
 """Programs in processes of their own that start at once: forked from one that has imported MONAI and done nothing else.
 
 Importing MONAI takes seconds of a core for each process, and the tests start many. What runs is what ``python -m`` or
-``python file`` runs, with its own folder, environment, output, exit status, signals and hooks at exit.
+``python file`` runs, with its own folder, environment, output, exit status, signals and hooks at exit; what the
+interpreter does at its own end is left out.
 """
 
 import atexit
