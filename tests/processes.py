@@ -105,11 +105,15 @@ def run(
         ]
 
 
-def ranks(number: int) -> list[dict[str, str]]:
-    """Return the variables by which processes on this machine find each other, as torchrun sets them."""
+def ranks(number: int, nodes: int = 1) -> list[dict[str, str]]:
+    """Return the variables by which processes on this machine, shared out to nodes, find each other, as of torchrun."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(number)}
-    shared |= {"LOCAL_WORLD_SIZE": str(number)}
-    return [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(number)]
+    local = number // nodes
+    shared |= {"LOCAL_WORLD_SIZE": str(local)}
+    return [
+        {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank % local), "GROUP_RANK": str(rank // local)}
+        for rank in range(number)
+    ]

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import processes
 import psutil
 import pytest
 import torch
@@ -22,12 +23,12 @@ PATIENCE = 300  # seconds
 
 
 class Node:
-    """A torchrun of two nodes, with its workers in a group of processes of its own."""
+    """A torchrun of two nodes, with its worker in a group of processes of its own."""
 
-    def __init__(self, rank: int, port: int, workers: int, restarts: int, folder: Path, options: dict) -> None:
+    def __init__(self, rank: int, port: int, folder: Path, options: dict) -> None:
         self.log = folder / f"node_{rank}.log"
         line = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", f"--node_rank={rank}"]
-        line += [f"--nproc_per_node={workers}", f"--max-restarts={restarts}"]
+        line += ["--nproc_per_node=1", "--max-restarts=3"]
         line += ["--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}"]
         line += ["--rdzv-id=test", f"--rdzv-conf=is_host={int(rank == 0)}", "--monitor-interval=0.1"]
         line += ["-m", "monai.bundle", "run", "--config_file", str(CONFIGS)]
@@ -51,17 +52,22 @@ class Node:
 
 
 @pytest.fixture
-def nodes(small, store, tmp_path) -> Iterator[Callable[..., list[Node]]]:
+def settings(small, store) -> dict:
+    """The options of a short pre-training from a store."""
+    options = {key: value for key, value in small["pretrain"].items() if key != "device"}
+    return {**options, **STEPS, **PLAIN, "store": store}
+
+
+@pytest.fixture
+def nodes(settings, tmp_path) -> Iterator[Callable[..., list[Node]]]:
     """Return a function that starts nodes; what is left of them is killed at the end."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     started: list[Node] = []
 
-    def start(*ranks: int, workers: int = 1, restarts: int = 0, **options) -> list[Node]:
-        settings = {key: value for key, value in small["pretrain"].items() if key != "device"}
-        settings |= {**STEPS, **PLAIN, "store": store, **options}
-        new = [Node(rank, port, workers, restarts, tmp_path, settings) for rank in ranks]
+    def start(*ranks: int) -> list[Node]:
+        new = [Node(rank, port, tmp_path, settings) for rank in ranks]
         started.extend(new)
         return new
 
@@ -91,17 +97,16 @@ def end_well(nodes: list[Node]) -> None:
 
 @pytest.mark.slow
 def test_a_killed_worker_and_a_killed_node_cost_no_more_than_what_was_not_saved(
-    nodes, two_processes, store, small, tmp_path
+    nodes, two_processes, settings, tmp_path
 ):
-    options = {key: value for key, value in small["pretrain"].items() if key != "device"}
-    options |= {**STEPS, **PLAIN, "config_file": CONFIGS, "store": str(store)}
+    options = {**settings, "config_file": CONFIGS, "store": str(settings["store"])}
     two_processes({**options, "output_dir": str(tmp_path / "quiet")}, cwd=tmp_path)
-    first, second = nodes(0, 1, restarts=3)
+    first, second = nodes(0, 1)
     wait_for_step(tmp_path / "node_0", 2)
     second.workers()[0].kill()
     after = wait_for_step(tmp_path / "node_0", 6)
     second.kill()
-    (third,) = nodes(1, restarts=3)
+    (third,) = nodes(1)
     end_well([first, third])
     assert after < 20 and saved(tmp_path / "node_0")["trainer"]["iteration"] == 20
     for name in ("encoder.pt", "checkpoint_last.pt"):
@@ -111,21 +116,34 @@ def test_a_killed_worker_and_a_killed_node_cost_no_more_than_what_was_not_saved(
     assert not list((tmp_path / "node_1").glob("*.pt")), "rank 0 alone writes"
 
 
+def run_ranks(tmp_path: Path, ranks: list[dict[str, str]], *different: dict) -> list[subprocess.CompletedProcess]:
+    """Pre-train in processes that find each other as those of torchrun do; each writes to the folder of its node."""
+    env = environment(CUDA_VISIBLE_DEVICES="")
+    lines = []
+    for rank, options in zip(ranks, different, strict=True):
+        options = {**options, "output_dir": tmp_path / f"node_{rank['GROUP_RANK']}"}
+        line = ["-m", "monai.bundle", "run", "--config_file", str(CONFIGS)]
+        lines.append([*line, *(part for key, value in options.items() for part in (f"--{key}", str(value)))])
+    return processes.run(*lines, cwd=tmp_path, variables=[{**env, **rank} for rank in ranks], timeout=PATIENCE)
+
+
 @pytest.mark.slow
-def test_two_nodes_of_two_processes_take_the_steps_of_one_process(nodes, workflow, store, tmp_path):
+def test_two_nodes_of_two_processes_take_the_steps_of_one_process(settings, workflow, store, tmp_path):
     options = {**STEPS, **PLAIN, "store": str(store), "output_dir": str(tmp_path / "one")}
     finished(workflow("pretrain", ["train", "store"], **options))
-    end_well(nodes(0, 1, workers=2))
+    ended = run_ranks(tmp_path, processes.ranks(4, nodes=2), *[settings] * 4)
+    assert [one.returncode for one in ended] == [0] * 4, ended[0].stderr[-5000:]
     one, four = saved(tmp_path / "one"), saved(tmp_path / "node_0")
     assert one["trainer"]["iteration"] == four["trainer"]["iteration"] == 20
     for key, value in one["model"].items():
         assert_close(four["model"][key], value, rtol=0, atol=1e-6, msg=key)
+    assert not list((tmp_path / "node_1").glob("*.pt")), "rank 0 alone writes"
 
 
 @pytest.mark.slow
-def test_nodes_with_other_settings_are_refused_by_both(nodes, tmp_path):
-    started = nodes(0) + nodes(1, seed=1)
-    assert all(node.process.wait(timeout=PATIENCE) != 0 for node in started)
-    said = "".join(node.log.read_text() for node in started)
+def test_nodes_with_other_settings_are_refused_by_both(settings, tmp_path):
+    ended = run_ranks(tmp_path, processes.ranks(2, nodes=2), settings, {**settings, "seed": 1})
+    assert all(one.returncode != 0 for one in ended)
+    said = "".join(one.stdout + one.stderr for one in ended)
     assert "process 1 differs from process 0: seed is 0 in process 0 and 1 in this" in said
     assert not list(tmp_path.glob("node_*/*.pt"))
