@@ -1,8 +1,9 @@
 """What hidden tokens are filled with, and whether it matters: python docs/results/fill.py DATA FOLDS PRETRAINED.
 
-Prints for a MambaMIM pre-trained with TOKI on the left atrium, on the images of fold 0, which it has not seen, with
-five fixed masks each: the learnt Abar; the masked error with other fills in the place of the learnt one; and how much
-of the tokens that the encoder gives where nothing is hidden each fill explains at hidden positions, given the others.
+Prints for a MambaMIM pre-trained with TOKI on the left atrium, with skip connections or without, on the images of fold
+0, which it has not seen, with five fixed masks each: the learnt Abar; the masked error with other fills in the place of
+the learnt one; and how much of the tokens that the encoder gives where nothing is hidden each fill explains at hidden
+positions, given the others.
 """
 
 import itertools
@@ -74,8 +75,9 @@ def images(data: str, folds: str) -> Tensor:
 def main(data: str, folds: str, pretrained: str) -> None:
     """Print everything."""
     x = images(data, folds)
-    model = MambaMIM(HyMamba(size="tiny")).eval()
-    model.load_state_dict(torch.load(pretrained, weights_only=True)["model"])
+    state = torch.load(pretrained, weights_only=True)["model"]
+    model = MambaMIM(HyMamba(size="tiny"), skip=any(".project." in key for key in state)).eval()
+    model.load_state_dict(state)
     a_bar, b_bar = (value.detach() for value in model.toki.discretise())
     gain = b_bar / (1 - a_bar)
     for name, value in (("Abar", a_bar), ("gain of a long gap, Bbar / (1 - Abar)", gain)):
