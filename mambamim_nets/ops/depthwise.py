@@ -35,6 +35,13 @@ def depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int)
         bias = None if bias is None else bias.to(dtype)
     if ours and x.dtype in (torch.float32, torch.bfloat16):
         return _Depthwise.apply(x, weight, bias, padding)
+    return _conv(x, weight, bias, padding)
+
+
+def _conv(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int) -> Tensor:
+    # oneDNN 3.12 with AMX is wrong in bfloat16 for one channel, a side of one voxel, and padding of its own
+    if not torch.jit.is_tracing() and x.shape[1] == 1:
+        x, padding = F.pad(x, [padding] * 6), 0
     return F.conv3d(x, weight, bias, padding=padding, groups=x.shape[1])
 
 
@@ -43,7 +50,7 @@ class _Depthwise(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, padding: int) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.padding = padding
-        return F.conv3d(x, weight, bias, padding=padding, groups=x.shape[1])
+        return _conv(x, weight, bias, padding)
 
     @staticmethod
     @once_differentiable
@@ -51,7 +58,7 @@ class _Depthwise(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         dx = db = None
         if ctx.needs_input_grad[0]:
-            dx = F.conv3d(dy, weight.flip(2, 3, 4), padding=2 - ctx.padding, groups=x.shape[1])
+            dx = _conv(dy, weight.flip(2, 3, 4), None, 2 - ctx.padding)
         groups, kernels = rearrange(x, "b c d h w -> 1 (b c) d h w"), rearrange(dy, "b c d h w -> (b c) 1 d h w")
         dw = F.conv3d(groups, kernels, padding=ctx.padding, groups=groups.shape[1])
         dw = rearrange(dw, "1 (b c) i j k -> b c 1 i j k", c=x.shape[1]).sum(0, dtype=torch.float32)
