@@ -90,7 +90,10 @@ def without_tumour(brain: Brain) -> Brain:
 
 
 def with_tumour(host: Brain, donor: Brain, rng: Generator) -> Brain:
-    """Return a brain with another patient's tumour, near where it was, of which three quarters lie in the brain."""
+    """Return a brain with another patient's tumour, near where it was, of which three quarters lie in the brain.
+
+    A brain in which no place of 20 drawn ones is such stays as it is; `main` says how many cases hold no tumour.
+    """
     shape = host.inside.shape
     seat = np.argwhere(donor.label > 0).mean(0) - donor.centre
     for _ in range(20):
@@ -164,6 +167,7 @@ def main(
     modalities = {name: int(number) for number, name in lists["modality"].items()}
     cases = [read(source, entry, [modalities[name] for name in ORDER]) for entry in lists["training"]]
     made: list[dict[str, str]] = []
+    empty: list[str] = []
 
     def write(name: str, brain: Brain) -> None:
         affine = np.diag([SPACING] * 3 + [1])
@@ -172,6 +176,8 @@ def main(
         nib.save(nib.Nifti1Image(image, affine), folder / "imagesTr" / f"{name}.nii.gz")
         nib.save(nib.Nifti1Image(brain.label.astype(np.uint8), affine), folder / "labelsTr" / f"{name}.nii.gz")
         made.append({key: f"{key}sTr/{name}.nii.gz" for key in ("image", "label")})
+        if not brain.label.any():
+            empty.append(name)
 
     def other(rng: Generator, not_this: int = -1) -> Brain:
         return cases[rng.choice([number for number in range(len(cases)) if number != not_this])]
@@ -198,6 +204,7 @@ def main(
             shutil.copy(source / entry[key], folder / f"{key}sTr")
     lists |= {"training": made, "numTraining": len(made)}
     (folder / "dataset.json").write_text(json.dumps(lists, indent=1), encoding="utf-8")
+    print(f"{len(made)} training cases, {len(empty)} of them without a tumour {empty}")
 
 
 if __name__ == "__main__":

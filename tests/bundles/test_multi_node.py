@@ -55,7 +55,7 @@ class Node:
 def settings(small, store) -> dict:
     """The options of a short pre-training from a store."""
     options = {key: value for key, value in small["pretrain"].items() if key != "device"}
-    return {**options, **STEPS, **PLAIN, "store": store}
+    return {**options, **STEPS, **PLAIN, "store": str(store)}
 
 
 @pytest.fixture
@@ -99,8 +99,7 @@ def end_well(nodes: list[Node]) -> None:
 def test_a_killed_worker_and_a_killed_node_cost_no_more_than_what_was_not_saved(
     nodes, two_processes, settings, tmp_path
 ):
-    options = {**settings, "config_file": CONFIGS, "store": str(settings["store"])}
-    two_processes({**options, "output_dir": str(tmp_path / "quiet")}, cwd=tmp_path)
+    two_processes({**settings, "config_file": CONFIGS, "output_dir": str(tmp_path / "quiet")}, cwd=tmp_path)
     first, second = nodes(0, 1)
     wait_for_step(tmp_path / "node_0", 2)
     second.workers()[0].kill()
@@ -128,9 +127,8 @@ def run_ranks(tmp_path: Path, ranks: list[dict[str, str]], *different: dict) -> 
 
 
 @pytest.mark.slow
-def test_two_nodes_of_two_processes_take_the_steps_of_one_process(settings, workflow, store, tmp_path):
-    options = {**STEPS, **PLAIN, "store": str(store), "output_dir": str(tmp_path / "one")}
-    finished(workflow("pretrain", ["train", "store"], **options))
+def test_two_nodes_of_two_processes_take_the_steps_of_one_process(settings, workflow, tmp_path):
+    finished(workflow("pretrain", ["train", "store"], **settings, output_dir=str(tmp_path / "one")))
     ended = run_ranks(tmp_path, processes.ranks(4, nodes=2), *[settings] * 4)
     assert [one.returncode for one in ended] == [0] * 4, ended[0].stderr[-5000:]
     one, four = saved(tmp_path / "one"), saved(tmp_path / "node_0")
