@@ -13,18 +13,17 @@ Its positions are fixed and not weights here; they are compared. Everything else
 
 import os
 import re
-import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import fire
 import torch
 from torch import Tensor
 
 from mambamim_nets.bundle.files import atomic_write, some
 from mambamim_nets.bundle.weights import record
 from mambamim_nets.checkpoint import stamped
+from mambamim_nets.command_line import run
 from mambamim_nets.layers.position import sincos_position
 from mambamim_nets.nets.hymamba import HyMamba, HyMambaSeg
 
@@ -211,10 +210,7 @@ def convert(weights: str, output: str) -> str:
 
 def main() -> None:
     """Run the command; a refusal is one sentence."""
-    try:
-        fire.Fire(convert, name="python -m mambamim_nets.import_public")
-    except (ValueError, OSError) as error:
-        sys.exit(str(error))
+    run(convert, "python -m mambamim_nets.import_public")
 
 
 if __name__ == "__main__":

@@ -25,13 +25,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import fire
-
 from mambamim_nets.bundle.checkpoint_files import BEST, save
 from mambamim_nets.bundle.files import read_json, stem, write_text
 from mambamim_nets.bundle.io.scan_formats import ENDINGS
 from mambamim_nets.bundle.metadata import metadata_entry
 from mambamim_nets.checkpoint import half_precision, read_state
+from mambamim_nets.command_line import run
 from mambamim_nets.segmentation import bundle_folder
 
 __all__ = ["lay_out", "main", "served", "train"]
@@ -215,11 +214,7 @@ def _linked(items: Sequence[Mapping[str, str]], folder: Path) -> list[dict[str, 
 
 def main() -> None:
     """Run the command; a refusal is one sentence."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        fire.Fire(lay_out, name="python -m mambamim_nets.monai_label", serialize=lambda _: "")
-    except (ValueError, OSError) as error:
-        sys.exit(str(error))
+    run(lay_out, "python -m mambamim_nets.monai_label", serialize=lambda _: "")
 
 
 if __name__ == "__main__":

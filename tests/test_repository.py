@@ -101,26 +101,27 @@ RULES = {
     "segmentation": Rule(
         {"bundle.files", "bundle.errors", "bundle.handlers", "bundle.weights"}, MONAI | {"nibabel"}, lazy={"PIL"}
     ),
+    "command_line": Rule(set(), {"fire"}),
     "prepare": Rule(
-        {*READ, "bundle.data", "bundle.transforms", "bundle.option_kinds", "prepare"},
-        MONAI | {"fire", "tqdm"},
+        {*READ, "bundle.data", "bundle.transforms", "bundle.option_kinds", "command_line", "prepare"},
+        MONAI | {"tqdm"},
     ),
-    "convert_dicom": Rule({*READ, "convert_dicom"}, {"numpy", "nibabel", "fire", "tqdm"}),
+    "convert_dicom": Rule({*READ, "command_line", "convert_dicom"}, {"numpy", "nibabel", "tqdm"}),
     # a driver of commands: it reads data sets and folds by the bundles' own functions, and needs no tensors
-    "reproduce": Rule({"reproduce"}, {"numpy"}, lazy={"matplotlib", "mambamim_nets.bundle"}),
+    "reproduce": Rule({"command_line", "reproduce"}, {"numpy"}, lazy={"matplotlib", "mambamim_nets.bundle"}),
     "cross_validate": Rule(
-        {"checkpoint", *SHOW, "bundle.handlers", "reproduce", "cross_validate"},
-        MONAI | {"fire", "tqdm"},
+        {"checkpoint", *SHOW, "bundle.handlers", "command_line", "reproduce", "cross_validate"},
+        MONAI | {"tqdm"},
         lazy={"matplotlib"},
     ),
     "plan": Rule(
-        {"", "phantom", *SHOW, "bundle.options", "plan"},
-        MONAI | {"nibabel", "scipy", "tqdm", "fire"},
+        {"", "phantom", *SHOW, "bundle.options", "command_line", "plan"},
+        MONAI | {"nibabel", "scipy", "tqdm"},
         lazy={"pydicom"},
     ),
     # commands of one file
-    "monai_label": Rule({"checkpoint", *READ, "bundle.metadata", "segmentation"}, {"fire"}),
-    "import_public": Rule(NETWORK_ROOMS | GROUND | {"bundle.weights"}, TENSORS | {"fire"}),
+    "monai_label": Rule({"checkpoint", *READ, "bundle.metadata", "segmentation", "command_line"}, set()),
+    "import_public": Rule(NETWORK_ROOMS | GROUND | {"bundle.weights", "command_line"}),
 }
 
 

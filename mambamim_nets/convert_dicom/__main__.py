@@ -12,18 +12,16 @@ and where patients' images are written is a person's choice.
 from __future__ import annotations
 
 import difflib
-import logging
-import sys
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import fire
 from tqdm import tqdm
 
 from mambamim_nets.bundle.files import first_lines, only_run, release, remove_leftovers, some, write_text
 from mambamim_nets.bundle.io.dicom_labels import LABEL_KINDS
+from mambamim_nets.command_line import run
 from mambamim_nets.convert_dicom.read import Job, found_in, jobs_of, with_series
 from mambamim_nets.convert_dicom.write import LARGEST_VALUE, Record, signature_of, write_case
 
@@ -33,7 +31,6 @@ REPORT = "conversion.md"
 WORK = "conversion"
 BACKGROUND = ("background", "bg", "ignore", "unlabelled", "unlabeled")  # what a dataset.json means by these is no label
 SHOWN = 5  # lines of each kind on the screen; the report has all
-INTERRUPTED = 130  # exit status
 
 
 def convert(
@@ -272,14 +269,7 @@ def _refusal(problems: Sequence[str], state: str) -> str:
 
 def main() -> None:
     """Run the command; a refusal is one sentence."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        fire.Fire(convert, name="python -m mambamim_nets.convert_dicom")
-    except (ValueError, OSError, ImportError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.stderr.write("\nstopped; the same command goes on from here\n")
-        sys.exit(INTERRUPTED)
+    run(convert, "python -m mambamim_nets.convert_dicom", (ValueError, OSError, ImportError))
 
 
 if __name__ == "__main__":

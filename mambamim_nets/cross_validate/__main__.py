@@ -7,10 +7,9 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import fire
-
 from mambamim_nets.bundle.config import flag
 from mambamim_nets.bundle.files import only_run
+from mambamim_nets.command_line import INTERRUPTED, call
 from mambamim_nets.cross_validate.outcome import check_outcome
 from mambamim_nets.cross_validate.report import conclude
 from mambamim_nets.cross_validate.runs import CrossValidation, cross_validation
@@ -18,7 +17,7 @@ from mambamim_nets.reproduce.runner import Launch, Launcher, execute, listed, te
 
 __all__ = ["main", "validate"]
 
-FAILED, WRONG, INTERRUPTED = 1, 2, 130  # exit statuses
+FAILED, WRONG = 1, 2  # exit statuses
 
 
 def command_with(launch: Launch | None = None) -> Callable[..., int]:
@@ -109,10 +108,10 @@ def main(arguments: Sequence[str] | None = None, launch: Launch | None = None) -
         launch: runs the commands; None: each in a process of its own.
     """
     try:
-        status: int = fire.Fire(
+        status: int = call(
             command_with(launch),
-            command=list(sys.argv[1:] if arguments is None else arguments),
-            name="python -m mambamim_nets.cross_validate",
+            "python -m mambamim_nets.cross_validate",
+            arguments,
             serialize=lambda _: None,  # or it would print the status
         )
     except (ValueError, OSError) as error:

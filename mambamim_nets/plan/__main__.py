@@ -8,12 +8,10 @@ import os
 import re
 import shlex
 import shutil
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import fire
 import torch
 
 from mambamim_nets.bundle.data.labelled import labelled_cases
@@ -22,6 +20,7 @@ from mambamim_nets.bundle.data.splits import folds as make_folds
 from mambamim_nets.bundle.data.splits import with_numbered_subjects
 from mambamim_nets.bundle.files import atomic_write, some
 from mambamim_nets.bundle.labels import Targets, named_values
+from mambamim_nets.command_line import run
 from mambamim_nets.plan.cautions import cautions_of, proposals
 from mambamim_nets.plan.description import Description, channel_names, named_labels, read_description
 from mambamim_nets.plan.fingerprint import CaseReading, channels_of, read_cases, read_headers, summarise
@@ -372,13 +371,7 @@ def _write(
 
 def main() -> None:
     """Run the command; a refusal is one sentence."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        fire.Fire(plan, name="python -m mambamim_nets.plan")
-    except (ValueError, OSError, RuntimeError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("\ninterrupted; the same command again goes on from here")
+    run(plan, "python -m mambamim_nets.plan", (ValueError, OSError, RuntimeError))
 
 
 if __name__ == "__main__":

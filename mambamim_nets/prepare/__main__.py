@@ -5,13 +5,11 @@ from __future__ import annotations
 import difflib
 import logging
 import os
-import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 from zlib import crc32
 
-import fire
 from tqdm import tqdm
 
 from mambamim_nets.bundle.data.memory import ScanMemory
@@ -22,6 +20,7 @@ from mambamim_nets.bundle.files import first_lines, only_run, release, remove_le
 from mambamim_nets.bundle.io.headers import checked_axes
 from mambamim_nets.bundle.io.scan_formats import ENDINGS
 from mambamim_nets.bundle.option_kinds import to_spacing
+from mambamim_nets.command_line import run
 from mambamim_nets.prepare.read import Found, Source, found_in, sources_of, volumes_of
 from mambamim_nets.prepare.work import Job, in_processes
 from mambamim_nets.prepare.write import Index, keep_recipe
@@ -34,7 +33,6 @@ FACTS = {"id", "source", "path", "subject", "modality", "foreground"} | {
     f"{name}_{axis}" for name in ("spacing", "shape") for axis in "xyz"
 }
 GIB = 2**30
-INTERRUPTED = 130  # exit status
 
 
 def prepare(
@@ -253,14 +251,7 @@ def _broken(files: StoreFiles, line: Mapping[str, Any]) -> str:
 
 def main() -> None:
     """Run the command; a refusal is one sentence."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        fire.Fire(prepare, name="python -m mambamim_nets.prepare")
-    except (ValueError, OSError) as error:
-        sys.exit(str(error))
-    except KeyboardInterrupt:
-        sys.stderr.write("\nstopped; the same command goes on from here\n")
-        sys.exit(INTERRUPTED)
+    run(prepare, "python -m mambamim_nets.prepare")
 
 
 if __name__ == "__main__":

@@ -8,11 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from mambamim_nets.command_line import INTERRUPTED
 from mambamim_nets.reproduce.plan import Budget, Plan, make_plan, tables
 from mambamim_nets.reproduce.report import write
 from mambamim_nets.reproduce.runner import Launch, Launcher, execute, listed, terminable, threads_each, typed
 
-FAILED, WRONG, INTERRUPTED = 1, 2, 130  # exit statuses
+FAILED, WRONG = 1, 2  # exit statuses
 
 
 def parser() -> argparse.ArgumentParser:
