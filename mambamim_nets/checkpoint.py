@@ -199,6 +199,10 @@ def _mamba_depth(state: Mapping[str, Tensor]) -> int:
     return sum(key.startswith("mamba.") and key.endswith(".norm1.weight") for key in encoder_state(state))
 
 
+def _conv_depth(state: Mapping[str, Tensor]) -> int:
+    return sum(key.startswith("stages.3.") and key.endswith(".expand.weight") for key in encoder_state(state))
+
+
 def _directions(state: Mapping[str, Tensor]) -> int:
     """Return in how many directions the Mamba layers of an encoder scan, 0 if it has none."""
     encoder = encoder_state(state)
@@ -227,6 +231,10 @@ def _check(network: nn.Module, state: Mapping[str, Tensor], path: str | PathLike
         depth = _mamba_depth(state)
         remedy = f"the file holds {depth} Mamba layers, the network has {_mamba_depth(own)}: "
         remedy += f"use --network_def#mamba_depth {depth}"
+    elif held and held == wanted and _conv_depth(state) != _conv_depth(own):
+        depth = _conv_depth(state)
+        remedy = f"the file holds {depth} MedNeXt blocks at stride 16, the network has {_conv_depth(own)}: "
+        remedy += f"use --network_def#conv_depth {depth}"
     elif held and held == wanted and _directions(state) != _directions(own):
         both = str(_directions(state) == 2).lower()
         remedy = f"the file holds Mamba layers that scan in {_directions(state)} direction(s), the network's scan in "

@@ -29,7 +29,8 @@ ARCHITECTURES = {
 """Class -> its name in records, folders of runs and, as a file, in configs/networks; other classes go by their own."""
 
 SETTINGS = (
-    *("size", "scan", "scan_seed", "bidirectional", "mamba_depth"),  # HyMamba, VisionMamba and what is built on them
+    *("size", "scan", "scan_seed", "bidirectional"),  # HyMamba, VisionMamba and what is built on them
+    *("mamba_depth", "conv_depth"),  # the same; the second HyMamba alone
     *("resolutions", "block", "placement", "scans", "share_directions"),  # MMUNet
     *("blocks", "seq_head", "stem_scan", "mlp_width"),  # nnMamba
 )

@@ -67,6 +67,7 @@ class HyMamba(nn.Module):
         mamba_depth: layers of the Mamba stage; None: those of the size, 4 or 2. 0 leaves the stage out, positions too:
             an all-CNN encoder.
         norm_eps: of the layer norms of the Mamba stage; weights that are loaded bring their own.
+        conv_depth: MedNeXt blocks at stride 16, before the Mamba stage; None: one, as in both sizes.
 
     Attributes:
         widths: channels of the five feature maps, strides 1, 2, 4, 8, 16.
@@ -86,19 +87,22 @@ class HyMamba(nn.Module):
         scan_seed: int = 0,
         mamba_depth: int | None = None,
         norm_eps: float = NORM_EPS,
+        conv_depth: int | None = None,
     ) -> None:
         super().__init__()
         if size not in SIZES:
             raise ValueError(f"size {size!r} is unknown; use one of {sorted(SIZES)}")
         if in_channels < 1:
             raise ValueError(f"in_channels {in_channels} must be at least 1")
-        if mamba_depth is not None and mamba_depth < 0:
-            raise ValueError(f"mamba_depth {mamba_depth} must be at least 0; None takes the size's own")
+        for name, depth in (("mamba_depth", mamba_depth), ("conv_depth", conv_depth)):
+            if depth is not None and depth < 0:
+                raise ValueError(f"{name} {depth} must be at least 0; None takes the size's own")
         spec = SIZES[size]
-        depth = spec.mamba_layers if mamba_depth is None else mamba_depth
+        self.mamba_depth = spec.mamba_layers if mamba_depth is None else mamba_depth
+        self.conv_depth = spec.depths[-1] if conv_depth is None else conv_depth
         self.in_channels, self.scan, self.scan_seed = in_channels, scan, scan_seed
         self.size: Literal["base", "tiny"] = size
-        self.bidirectional, self.mamba_depth = bidirectional, depth
+        self.bidirectional = bidirectional
         self.widths: tuple[int, ...] = (*spec.widths, spec.widths[-1])
         self.token_shape: tuple[int, ...] = (1, in_channels, STRIDE, STRIDE, STRIDE)
         scan_order((1, 1, 1), scan, scan_seed)  # refuses an unknown order now
@@ -107,10 +111,13 @@ class HyMamba(nn.Module):
         self.skips = nn.ModuleList(ResidualBlock(width, width) for width in spec.widths)
         self.stages = nn.ModuleList(
             nn.ModuleList(MedNeXtBlock(width, expansion) for _ in range(depth))
-            for width, depth, expansion in zip(spec.widths, spec.depths, spec.expansions, strict=True)
+            for width, depth, expansion in zip(
+                spec.widths, (*spec.depths[:-1], self.conv_depth), spec.expansions, strict=True
+            )
         )
         self.mamba = nn.ModuleList(
-            MambaLayer(spec.widths[-1], spec.d_state, spec.mlp_ratio, bidirectional, norm_eps) for _ in range(depth)
+            MambaLayer(spec.widths[-1], spec.d_state, spec.mlp_ratio, bidirectional, norm_eps)
+            for _ in range(self.mamba_depth)
         )
 
     def __prepare_scriptable__(self) -> "HyMamba":
@@ -251,6 +258,7 @@ class HyMambaSeg(nn.Module):
         scan_seed: see `HyMamba`.
         mamba_depth: see `HyMamba`.
         norm_eps: see `HyMamba`.
+        conv_depth: see `HyMamba`.
 
     Raises:
         ValueError: as `HyMamba`, and on less than one class.
@@ -266,11 +274,12 @@ class HyMambaSeg(nn.Module):
         scan_seed: int = 0,
         mamba_depth: int | None = None,
         norm_eps: float = NORM_EPS,
+        conv_depth: int | None = None,
     ) -> None:
         super().__init__()
         if out_channels < 1:
             raise ValueError(f"out_channels {out_channels} must be at least 1")
-        self.encoder = HyMamba(in_channels, size, scan, bidirectional, scan_seed, mamba_depth, norm_eps)
+        self.encoder = HyMamba(in_channels, size, scan, bidirectional, scan_seed, mamba_depth, norm_eps, conv_depth)
         self.size, self.out_channels = self.encoder.size, out_channels
         widths, stem = self.encoder.widths, SIZES[size].stem
         self.up = nn.ModuleList(

@@ -125,6 +125,25 @@ def test_spark_has_no_mamba_and_the_names_of_a_hymamba():
         HyMamba(size="tiny", mamba_depth=-1)
 
 
+@pytest.mark.parametrize("size", ["tiny", "base"])
+def test_seven_blocks_at_stride_16_have_the_parameters_of_the_mamba_stage(size):
+    def parameters(**depths):
+        return sum(value.numel() for value in HyMamba(size=size, **depths).parameters())
+
+    assert abs(parameters(mamba_depth=0, conv_depth=7) / parameters() - 1) < 0.03
+    assert parameters(conv_depth=1) == parameters()
+
+
+@pytest.mark.parametrize("conv_depth", [0, 3])
+def test_blocks_at_stride_16_are_as_many_as_asked_for(conv_depth):
+    network = HyMamba(size="tiny", mamba_depth=0, conv_depth=conv_depth).eval()
+    assert len(network.stages[3]) == network.conv_depth == conv_depth
+    x = torch.rand(1, 1, *SHAPE)
+    torch.testing.assert_close(torch.jit.script(network)(x)[4], network(x)[4], atol=1e-5, rtol=1e-5)
+    with pytest.raises(ValueError, match="conv_depth -1 must be at least 0"):
+        HyMamba(size="tiny", conv_depth=-1)
+
+
 def test_without_mamba_the_deepest_map_knows_no_positions():
     network, seen = HyMamba(size="tiny", mamba_depth=0).eval(), []
     hook = network.stages[3][0].register_forward_hook(lambda _m, _i, out: seen.append(out))
@@ -140,6 +159,10 @@ def test_another_mamba_depth_is_refused_with_the_remedy(tmp_path):
     torch.save(HyMamba(size="tiny", mamba_depth=0).state_dict(), tmp_path / "cnn.pt")
     with pytest.raises(ValueError, match="holds 0 Mamba layers, the network has 2: use --network_def#mamba_depth 0"):
         load_encoder(HyMambaSeg(1, 3, size="tiny"), tmp_path / "cnn.pt")
+    torch.save(HyMamba(size="tiny", conv_depth=3).state_dict(), tmp_path / "deep.pt")
+    words = "holds 3 MedNeXt blocks at stride 16, the network has 1: use --network_def#conv_depth 3"
+    with pytest.raises(ValueError, match=words):
+        load_encoder(HyMambaSeg(1, 3, size="tiny"), tmp_path / "deep.pt")
 
 
 def test_bad_values_are_refused():
