@@ -20,7 +20,7 @@ import pytest
 from helpers import BUNDLES, REPOSITORY
 from monai.bundle.config_item import ComponentLocator
 from reliability import PAGE, Row, Rows
-from small import SMALL
+from small import SMALL, pictures
 
 from mambamim_nets.bundle import errors
 
@@ -72,6 +72,20 @@ def _looked_through_once() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ComponentLocator, "_find_classes_or_functions", once)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _coarse_pictures() -> Iterator[None]:
+    """Draw coarse pictures: most tests look whether they are there."""
+    with pictures(0.25):
+        yield
+
+
+@pytest.fixture
+def full_pictures() -> Iterator[None]:
+    """Draw pictures as users get them."""
+    with pictures(1):
         yield
 
 
@@ -147,9 +161,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_finish() -> None:
-    # what is imported by now stays, and looking through all of it again and again takes a tenth of the tests' time
+    # what is imported by now stays, and no collection need look through it
     gc.collect()
     gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 @pytest.hookimpl(trylast=True)  # after -m has chosen

@@ -6,6 +6,7 @@ interpreter does at its own end is left out.
 """
 
 import atexit
+import gc
 import multiprocessing
 import os
 import runpy
@@ -35,6 +36,7 @@ def _program(line: Sequence[str], cwd: str, variables: Mapping[str, str], output
     """Become a program, in a process that was forked for it."""
     import torch
 
+    gc.freeze()  # what was imported before the fork need not be looked through
     for stream, path in enumerate(outputs, 1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND), stream)
     os.chdir(cwd)

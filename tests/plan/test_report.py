@@ -26,6 +26,7 @@ def test_tables_have_the_numbers(fingerprint):
     ]
 
 
+@pytest.mark.usefixtures("full_pictures")
 def test_the_picture_is_drawn_with_a_class_that_is_nowhere(fingerprint, tmp_path):
     picture = matplotlib.image.imread(fingerprint_picture(fingerprint, tmp_path / "docs" / "fingerprint.png"))
     assert picture.shape[1] == 1800 and len({tuple(pixel) for pixel in picture[::5, ::5].reshape(-1, 4)}) > 20

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["Panel", "PlaneFigure", "as_volume", "dark_figure", "figure_array", "log_figure", "save_figure"]
 
 logger = logging.getLogger("mambamim_nets")
-DPI = 150
+DPI, TENSORBOARD_DPI = 150, 100  # dots per inch of files, and of what TensorBoard shows
 BACKGROUND = "#101214"
 TEXT = "#e8eaed"
 MUTED = "#9aa0a6"
@@ -328,10 +328,10 @@ def log_figure(writer: Any, tag: str, figure: Figure, epoch: int) -> None:
 
 
 def figure_array(figure: Figure) -> np.ndarray:
-    """Render a figure, at 100 dots per inch, as RGB: (H, W, 3) uint8."""
+    """Render a figure for TensorBoard as RGB: (H, W, 3) uint8."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    figure.set_dpi(100)
+    figure.set_dpi(TENSORBOARD_DPI)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()

@@ -16,6 +16,7 @@ from mambamim_nets.bundle.visualize.pretraining import reconstruction_figure
 from mambamim_nets.bundle.visualize.segmentation import overlay_figure
 
 
+@pytest.mark.usefixtures("full_pictures")
 def test_a_picture_is_a_png_in_a_folder_that_is_made_for_it(tmp_path):
     path = save_figure(overlay_figure(scan(), label(), LABELS, title="case $1_2"), tmp_path / "new" / "a.png")
     assert path == tmp_path / "new" / "a.png"
@@ -63,6 +64,7 @@ def test_tensors_with_batch_and_channel(dtype):
     assert len(panels(reconstruction_figure(image, visible, image))) == 9
 
 
+@pytest.mark.usefixtures("full_pictures")
 def test_figure_array_is_rgb_for_tensorboard():
     figure = reconstruction_figure(scan(), np.ones(SHAPE, bool), scan())
     array = figure_array(figure)
