@@ -214,7 +214,7 @@ def _linked(items: Sequence[Mapping[str, str]], folder: Path) -> list[dict[str, 
 
 def main() -> None:
     """Run the command; a refusal is one sentence."""
-    run(lay_out, "python -m mambamim_nets.monai_label", serialize=lambda _: "")
+    run(lay_out, "python -m mambamim_nets.monai_label")
 
 
 if __name__ == "__main__":

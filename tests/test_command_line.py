@@ -32,7 +32,7 @@ def command(begun):
         (["data", "out"], ("data", "out", False)),
         (["--dataset-dir=a--b", "--output", "-5", "--dry-run"], ("a--b", -5, True)),
         (["data", "--nodry_run"], ("data", "", False)),
-        (["data", "-o", "out", "--", "--verbose"], ("data", "out", False)),
+        (["data", "-o", "out", "-dry_run", "--", "--verbose"], ("data", "out", True)),
     ],
 )
 def test_options_arrive_as_fire_reads_them(command, begun, words, received, capsys):
@@ -40,9 +40,9 @@ def test_options_arrive_as_fire_reads_them(command, begun, words, received, caps
     assert begun == [received]
 
 
-@pytest.mark.parametrize("words", [["--fold_file", "x"], ["--dataset-dirs=x"], ["--dry_runs"]])
+@pytest.mark.parametrize("words", [["--fold_file", "x"], ["--dataset-dirs=x"], ["--dry_runs"], ["-z", "x"]])
 def test_an_unknown_option_is_refused_before_the_command_begins(command, begun, words):
-    with pytest.raises(ValueError, match=rf"^option {words[0][:5]}.* is unknown to {PROGRAM}; "):
+    with pytest.raises(ValueError, match=rf"^option -?{words[0][:5]}.* is unknown to {PROGRAM}; "):
         call(command, PROGRAM, ["--dataset_dir", "data", *words])
     assert not begun
 
@@ -52,6 +52,15 @@ def test_the_nearest_options_are_named_else_all(command):
         call(command, PROGRAM, ["data", "--output_dir", "x"])
     with refused("option --zzz is unknown", "valid are --dataset_dir, --output, --dry_run"):
         call(command, PROGRAM, ["data", "--zzz", "0"])
+
+
+@pytest.mark.parametrize("words", [["data", "out", "True", "more"], [], ["data", "_function"]])
+def test_arguments_that_are_missing_or_too_many_are_refused_too(command, begun, words, capsys):
+    words = [*words, "out", "False", "x"] if words[1:] == ["_function"] else words
+    with pytest.raises(SystemExit) as ended:
+        call(command, PROGRAM, words)
+    assert ended.value.code == 2
+    assert not begun
 
 
 def test_what_hands_further_options_on_takes_any(capsys):
@@ -81,6 +90,12 @@ def test_a_refusal_is_one_sentence_and_a_defect_is_none(command, monkeypatch):
     assert end_of(fails, monkeypatch, "file") == end_of(fails, monkeypatch, "value") == "error: the sentence"
     with pytest.raises(KeyError):
         end_of(fails, monkeypatch, "defect")
+
+
+def test_what_a_command_says_is_printed(command, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", [PROGRAM, "data", "--dry_run"])
+    run(command, PROGRAM)
+    assert capsys.readouterr().out == "data, , True\n"
 
 
 def test_a_command_that_is_interrupted_says_how_to_go_on(monkeypatch, capsys):

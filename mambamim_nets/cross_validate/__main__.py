@@ -112,7 +112,6 @@ def main(arguments: Sequence[str] | None = None, launch: Launch | None = None) -
             command_with(launch),
             "python -m mambamim_nets.cross_validate",
             arguments,
-            serialize=lambda _: None,  # or it would print the status
         )
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
