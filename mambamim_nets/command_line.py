@@ -72,9 +72,7 @@ def _refuse_unknown(function: Callable[..., Any], program: str, words: Sequence[
 
 
 def run(
-    function: Callable[..., Any],
-    program: str,
-    refusals: tuple[type[Exception], ...] = (ValueError, OSError),
+    function: Callable[..., Any], program: str, refusals: tuple[type[Exception], ...] = (ValueError, OSError)
 ) -> None:
     """Run a command, print what it says, and leave the process as a command does.
 

@@ -108,11 +108,7 @@ def main(arguments: Sequence[str] | None = None, launch: Launch | None = None) -
         launch: runs the commands; None: each in a process of its own.
     """
     try:
-        status: int = call(
-            command_with(launch),
-            "python -m mambamim_nets.cross_validate",
-            arguments,
-        )
+        status: int = call(command_with(launch), "python -m mambamim_nets.cross_validate", arguments)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return WRONG
