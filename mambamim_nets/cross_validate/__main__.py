@@ -37,6 +37,7 @@ def command_with(launch: Launch | None = None) -> Callable[..., int]:
         output_dir: str | None = None,
         dry_run: bool = False,
         overwrite: bool = False,
+        report: bool = True,
         **options: Any,
     ) -> int:
         """Train the folds that are missing, choose by what was found out of fold, and write report and ensemble.
@@ -56,10 +57,12 @@ def command_with(launch: Launch | None = None) -> Callable[..., int]:
             output_dir: folder of runs and reports; else runs/cross_validation in the bundle.
             dry_run: print the commands and run nothing.
             overwrite: replace files of the bundle that were changed since they were written.
+            report: false trains and evaluates only, for jobs of a cluster that have folds of their own and one
+                output_dir; when all have ended, the command for all folds writes report and ensemble.
             **options: of training.
         """
         work = cross_validation(bundle, dataset_dir, task, _listed(folds), _listed(candidates), output_dir, options)
-        switches = flag(dry_run, "--dry_run"), flag(overwrite, "--overwrite")
+        switches = flag(dry_run, "--dry_run"), flag(overwrite, "--overwrite"), flag(report, "--report")
         return validate(work, jobs, *switches, launch)
 
     return cross_validate
@@ -73,28 +76,42 @@ def _listed(value: Any) -> list[Any]:
 
 
 def validate(
-    work: CrossValidation, jobs: int = 1, dry_run: bool = False, overwrite: bool = False, launch: Launch | None = None
+    work: CrossValidation,
+    jobs: int = 1,
+    dry_run: bool = False,
+    overwrite: bool = False,
+    report: bool = True,
+    launch: Launch | None = None,
 ) -> int:
-    """Run what is missing, and conclude; return the exit status.
+    """Run what is missing, and conclude unless there is to be no report; return the exit status.
 
     Raises:
-        ValueError: jobs is no whole number of at least 1, a folder holds other runs, or the bundle other files.
+        ValueError: jobs is no whole number of at least 1, a folder holds other runs, the bundle other files, or
+            another process is at work on one of the folds or on the report.
     """
     if isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1:
         raise ValueError(f"--jobs {jobs} must be a whole number of at least 1")
     for run in work.runs:
         run.check()
-    check_outcome(work, overwrite)
+    if report:
+        check_outcome(work, overwrite)
     if dry_run:
         print(listed(work.runs))
         return 0
-    only_run(work.folder, "cross-validation")
+    if report:
+        only_run(work.folder, "cross-validation")
+    for run in work.runs:
+        if not run.finished():
+            only_run(work.folder, run.name.replace("/", "_"))
     with terminable():
         launch = launch or Launcher(threads_each(jobs))
         failed = execute(work.runs, launch, jobs, say=lambda text: print(text, flush=True))
     if failed:
         print(f"{len(failed)} runs failed; the same command again tries these only", file=sys.stderr)
         return FAILED
+    if not report:
+        print(f"{len(work.runs)} runs finished; the command for all folds, without --report false, writes the report")
+        return 0
     print(conclude(work, typed(["mambamim_nets.cross_validate", *sys.argv[1:]]), overwrite))
     print(f"report: {work.folder / 'summary.md'}")
     return 0

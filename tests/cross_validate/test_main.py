@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import nibabel as nib
@@ -34,6 +36,36 @@ def test_all_folds_are_run_once_and_the_report_is_printed(command, fake, capsys,
     assert "report: " in capsys.readouterr().out
     again = fake()
     assert main(command("--max_epochs", "3"), again) == 0 and again.started == []
+
+
+def test_folds_are_run_by_several_jobs_and_reported_by_another(command, fake, capsys, tmp_path):
+    for fold in (0, 1):
+        job = fake()
+        assert main([*command(), "--folds", str(fold), "--report", "false"], job) == 0
+        assert job.started == [f"scratch/fold_{fold} train", f"scratch/fold_{fold} evaluate"]
+        assert "without --report false, writes the report" in capsys.readouterr().out
+    assert not (tmp_path / "out" / "summary.md").exists()
+    last = fake()
+    assert main(command(), last) == 0
+    assert last.started == []
+    assert (tmp_path / "out" / "summary.md").is_file()
+
+
+@pytest.mark.parametrize("more", [[], ["--folds", "1", "--report", "false"]], ids=["all", "this fold"])
+def test_a_fold_that_another_process_trains_is_left_to_it(command, fake, work, capsys, more):
+    folder = work().folder
+    script = "import sys; from mambamim_nets.bundle.files import only_run; "
+    script += "only_run(sys.argv[1], 'scratch_fold_1'); print('held', flush=True); sys.stdin.read()"
+    line = [sys.executable, "-c", script, str(folder)]
+    with subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        launch = fake()
+        assert main([*command(), *more], launch) == 2
+        error = capsys.readouterr().err
+        assert f"{folder}: another scratch_fold_1 is at work there (process {other.pid} on " in error
+        assert not launch.started
+        other.communicate()
+    assert main([*command(), *more], launch) == 0
 
 
 def test_a_fold_that_failed_is_tried_again_alone(command, fake, capsys):
