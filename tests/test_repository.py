@@ -248,6 +248,7 @@ def test_a_loop_over_no_files_fails(tmp_path):
         existing(tmp_path.glob("*.py"))
 
 
+@pytest.mark.slow
 def test_importing_the_package_is_light():
     """MONAI's own import brings plotting and its bundle module; ours adds nothing to it."""
     code = (

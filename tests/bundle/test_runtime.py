@@ -117,6 +117,7 @@ print("it is held:", group() is not None)
 """
 
 
+@pytest.mark.slow
 def test_a_process_group_that_is_held_in_a_circle_is_gone_before_python_is(tmp_path):
     """Else threads of gloo abort the process now and then, after all its work."""
     launched = {"LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}

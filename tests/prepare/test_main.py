@@ -257,7 +257,8 @@ def test_workers_make_the_same_store_and_the_command_ends_with_one_sentence(tmp_
     shutil.rmtree(sources)
     done = command("--sources", str(sources))
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1] == f"source '{sources}' does not exist; name a folder, a file or a list"
+    words = f"error: source '{sources}' does not exist; name a folder, a file or a list"
+    assert done.stderr.splitlines()[-1] == words
 
 
 def test_the_part_of_a_volume_does_not_depend_on_what_else_there_is(tmp_path, sources):
