@@ -18,13 +18,6 @@ __all__ = ["INTERRUPTED", "call", "run"]
 INTERRUPTED = 130  # exit status of a command that was stopped, as of a shell
 
 
-class _Bound:
-    """A command with its arguments, which fire can neither call nor look into."""
-
-    def __init__(self, function: Callable[[], Any]) -> None:
-        self._function = function
-
-
 def call(function: Callable[..., Any], program: str, arguments: Sequence[str] | None = None) -> Any:
     """Call a function with the options of a command line.
 
@@ -43,13 +36,15 @@ def call(function: Callable[..., Any], program: str, arguments: Sequence[str] | 
     words = list(sys.argv[1:] if arguments is None else arguments)
     _refuse_unknown(function, program, words)
 
+    bound: list[Callable[[], Any]] = []
+
     @functools.wraps(function)
-    def bind(*values: Any, **options: Any) -> _Bound:
-        return _Bound(functools.partial(function, *values, **options))
+    def bind(*values: Any, **options: Any) -> None:
+        bound.append(functools.partial(function, *values, **options))
 
     # fire notices what is left over only when a function has returned: so it gets one that does no work
-    bound: _Bound = fire.Fire(bind, command=words, name=program, serialize=lambda _: None)
-    return bound._function()
+    fire.Fire(bind, command=words, name=program)
+    return bound[0]()
 
 
 def _refuse_unknown(function: Callable[..., Any], program: str, words: Sequence[str]) -> None:

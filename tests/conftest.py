@@ -161,7 +161,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_finish() -> None:
-    # what is imported by now stays, and no collection need look through it
+    # what is imported by now stays, and no collection need look through it; what tests leave is collected less often
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)

@@ -35,7 +35,7 @@ def command(begun):
         (["data", "-o", "out", "-dry_run", "--", "--verbose"], ("data", "out", True)),
     ],
 )
-def test_options_arrive_as_fire_reads_them(command, begun, words, received, capsys):
+def test_options_arrive_as_fire_reads_them(command, begun, words, received):
     call(command, PROGRAM, words)
     assert begun == [received]
 
@@ -54,20 +54,19 @@ def test_the_nearest_options_are_named_else_all(command):
         call(command, PROGRAM, ["data", "--zzz", "0"])
 
 
-@pytest.mark.parametrize("words", [["data", "out", "True", "more"], [], ["data", "_function"]])
-def test_arguments_that_are_missing_or_too_many_are_refused_too(command, begun, words, capsys):
-    words = [*words, "out", "False", "x"] if words[1:] == ["_function"] else words
+@pytest.mark.parametrize("words", [["data", "out", "True", "more"], [], ["data", "out", "False", "conjugate"]])
+def test_arguments_that_are_missing_or_too_many_are_refused_too(command, begun, words):
     with pytest.raises(SystemExit) as ended:
         call(command, PROGRAM, words)
     assert ended.value.code == 2
     assert not begun
 
 
-def test_what_hands_further_options_on_takes_any(capsys):
+def test_what_hands_further_options_on_takes_any():
     assert call(lambda **options: options, PROGRAM, ["--max_epochs", "3"]) == {"max_epochs": 3}
 
 
-def test_help_is_shown(command, begun, capsys):
+def test_help_is_shown(command, begun):
     with pytest.raises(SystemExit) as ended:
         call(command, PROGRAM, ["--help"])
     assert ended.value.code == 0

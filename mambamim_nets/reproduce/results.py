@@ -62,8 +62,10 @@ def keep(metrics: Path, kept: Kept, facts: Mapping[str, Any]) -> None:
 
 
 def _array(measured: Measured) -> np.ndarray:
-    """Return measured values as (P, S, C)."""
-    axes = [{key: place for place, key in enumerate(dict.fromkeys(keys))} for keys in zip(*measured, strict=True)]
+    """Return measured values as (P, S, C), in an order that is theirs, so that the same draws meet the same values."""
+    axes = [
+        {key: place for place, key in enumerate(sorted(set(keys), key=repr))} for keys in zip(*measured, strict=True)
+    ]
     values = np.full([len(axis) for axis in axes], np.nan)
     for keys, value in measured.items():
         values[tuple(axis[key] for axis, key in zip(axes, keys, strict=True))] = value

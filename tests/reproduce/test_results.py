@@ -32,6 +32,13 @@ def test_a_file_keeps_every_case_and_a_missing_distance(tmp_path):
         keep(metrics, kept, {})
 
 
+def test_the_standard_error_does_not_depend_on_the_order_of_the_values():
+    measured = crossed(lambda p, s, c: float(p * s + c * c), 2, 3, 8)
+    backwards = dict(reversed(measured.items()))
+    assert estimate(backwards) == estimate(measured)
+    assert effect_size(backwards) == effect_size(measured)
+
+
 @pytest.mark.parametrize("sizes", [(1, 1, 8), (1, 8, 1), (8, 1, 1)], ids=["cases", "seeds", "pretrain_seeds"])
 def test_the_standard_error_along_one_axis_is_that_of_a_mean(sizes):
     found = estimate(crossed(lambda p, s, c: float(p + s + c), *sizes))
