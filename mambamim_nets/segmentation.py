@@ -32,7 +32,7 @@ from monai.data import MetaTensor
 
 from mambamim_nets.bundle.errors import cause_of, first_line
 from mambamim_nets.bundle.files import atomic_write, read_json, release
-from mambamim_nets.bundle.handlers.identity import options_in
+from mambamim_nets.bundle.handlers.identity import References
 from mambamim_nets.bundle.weights import weights_files
 
 if TYPE_CHECKING:
@@ -167,7 +167,8 @@ class _ScanWorkflow(ConfigWorkflow):
         """Run the steps that are the same for every scan."""
         config = self.parser.get()
         steps = config["run"] if isinstance(config["run"], list) else [config["run"]]
-        changes = [bool(options_in(step, config) & OF_A_SCAN) for step in steps]
+        references = References(config)
+        changes = [bool(references.of(step) & OF_A_SCAN) for step in steps]
         self.parser.update(
             {
                 "for_all_scans": [step for step, of_scan in zip(steps, changes, strict=True) if not of_scan],
@@ -189,11 +190,11 @@ class _ScanWorkflow(ConfigWorkflow):
 
     def turn_to(self, source: str | None, output_dir: str) -> None:
         """Set the scan and where results go; whatever was made for another scan is dropped."""
-        config, resolver = self.parser.get(), self.parser.ref_resolver
+        references, resolver = References(self.parser.get()), self.parser.ref_resolver
         kept = {
             key: made
             for key, made in resolver.resolved_content.items()
-            if resolver.split_id(key)[0] not in OF_A_SCAN and not options_in(self.parser.get(key), config) & OF_A_SCAN
+            if resolver.split_id(key)[0] not in OF_A_SCAN and not references.of(self.parser.get(key)) & OF_A_SCAN
         }
         self.parser.update({"input": source, "output_dir": output_dir})
         self.parser.parse()  # forgets everything

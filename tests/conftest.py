@@ -20,7 +20,7 @@ import pytest
 from helpers import BUNDLES, REPOSITORY
 from monai.bundle.config_item import ComponentLocator
 from reliability import PAGE, Row, Rows
-from small import SMALL, pictures
+from small import SMALL, narrow_networks, pictures
 
 from mambamim_nets.bundle import errors
 
@@ -86,6 +86,20 @@ def _coarse_pictures() -> Iterator[None]:
 def full_pictures() -> Iterator[None]:
     """Draw pictures as users get them."""
     with pictures(1):
+        yield
+
+
+@pytest.fixture
+def narrow() -> Iterator[None]:
+    """Make the networks of size tiny narrow during a test."""
+    with narrow_networks():
+        yield
+
+
+@pytest.fixture(scope="module")
+def all_narrow() -> Iterator[None]:
+    """Make the networks of size tiny narrow in all tests of a file, and in what they share."""
+    with narrow_networks():
         yield
 
 

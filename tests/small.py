@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from typing import Any
 from unittest import mock
 
+import torch
+
 from mambamim_nets.bundle.visualize import planes
 from mambamim_nets.nets.hymamba import SIZES
 
@@ -59,4 +61,12 @@ def pictures(share: float) -> Iterator[None]:
 def narrow_networks() -> Iterator[None]:
     """Make HyMamba of size tiny a quarter as wide, for tests of all that is around it; not in other processes."""
     with mock.patch.dict(SIZES, tiny=SIZES["tiny"]._replace(stem=4, widths=(4, 8, 16, 32))):
+        yield
+
+
+@contextlib.contextmanager
+def without_start_values() -> Iterator[None]:
+    """Draw no random start for the weights of networks of which only the shapes count: tens of millions for a base."""
+    fillers = [name for name in vars(torch.nn.init) if name.endswith("_") and not name.startswith("_")]
+    with mock.patch.multiple(torch.nn.init, **dict.fromkeys(fillers, lambda tensor, *_, **__: tensor)):
         yield

@@ -85,7 +85,9 @@ RULES = {
         {"nets", "pretraining", "checkpoint", "bundle.weights", *USE, "bundle.inference"}, MONAI | {"nibabel", "tqdm"}
     ),
     "bundle.metrics": Rule({*USE, "bundle.metrics"}, MONAI | {"ignite", "scipy"}, lazy={"radiomics", "SimpleITK"}),
-    "bundle.visualize": Rule({*USE, "bundle.metrics", "bundle.visualize"}, MONAI | {"nibabel"}, lazy={"matplotlib"}),
+    "bundle.visualize": Rule(
+        {*USE, "bundle.metrics", "bundle.visualize"}, MONAI | {"nibabel"}, lazy={"contourpy", "matplotlib"}
+    ),
     "bundle.handlers": Rule(
         {"", "masking", "checkpoint", *SHOW, "bundle.handlers"},
         MONAI | {"ignite", "nibabel"},

@@ -18,15 +18,23 @@ from monai.data import MetaTensor
 from mambamim_nets import phantom, segment
 from mambamim_nets.segmentation import bundle_folder
 
+CROPPED = (32, 48, 32)
 FEW = {"overlap": 0.0}  # windows
 OPTIONS = {"bundle": "msd_seg", "device": "cpu", "roi_size": [32, 32, 32], "previews": False, **FEW}
 
 
 @pytest.fixture(scope="module")
 def hippocampi(tmp_path_factory):
-    """Three scans."""
-    folder = phantom.write(tmp_path_factory.mktemp("data") / "hippocampus", "hippocampus", cases=5) / "imagesTr"
-    return sorted(folder.iterdir())[:3]
+    """Three scans, cropped to what few windows cover."""
+    folder = tmp_path_factory.mktemp("data")
+    whole = phantom.write(folder / "hippocampus", "hippocampus", cases=5) / "imagesTr"
+    (folder / "cropped").mkdir()
+    for path in sorted(whole.iterdir())[:3]:
+        image = nib.load(path)
+        start = [(size - wanted) // 2 for size, wanted in zip(image.shape, CROPPED, strict=True)]
+        crop = image.slicer[*(slice(first, first + size) for first, size in zip(start, CROPPED, strict=True))]
+        nib.save(crop, folder / "cropped" / path.name)
+    return sorted((folder / "cropped").iterdir())
 
 
 @pytest.fixture(autouse=True)
@@ -258,7 +266,7 @@ def test_what_is_no_scan_and_no_bundle_is_refused(hippocampi, tmp_path, reliabil
     reliability("Inference", "segment() of an array", error.value)
     with pytest.raises(ValueError, match=r"scan of shape \(1, 1, 4, 4, 4\) must have the axes D, H and W, or C"):
         segment(MetaTensor(torch.zeros(1, 1, 4, 4, 4)), **OPTIONS)
-    with pytest.raises(ValueError, match=r"holds 5 scans \(.*\): give one of them to segment\(\), or all of them"):
+    with pytest.raises(ValueError, match=r"holds 3 scans \(.*\): give one of them to segment\(\), or all of them"):
         segment(hippocampi[0].parent, **OPTIONS)
     with pytest.raises(ValueError, match=r"option output_dir is no option of segment\(\): .* \.save\(folder\)"):
         segment(hippocampi[0], **OPTIONS, output_dir=str(tmp_path))

@@ -145,7 +145,7 @@ def executed(path: Path, folder: Path) -> subprocess.CompletedProcess[str]:
 def test_it_runs_and_writes_to_its_own_folder_alone(tmp_path):
     """In a copy of what it needs of the repository, which shows what it writes, and from docs as editors start it.
 
-    With fewer epochs and phantoms than in the page: `make tutorial` executes it as it is.
+    With fewer epochs, phantoms and windows than in the page: `make tutorial` executes it as it is.
     """
     for bundle in ("pretrain", "msd_seg"):
         shutil.copytree(REPOSITORY / "bundles" / bundle, tmp_path / "bundles" / bundle)
@@ -153,7 +153,9 @@ def test_it_runs_and_writes_to_its_own_folder_alone(tmp_path):
     copy.parent.mkdir()
     text = NOTEBOOK.read_text(encoding="utf-8")
     for many, few in (
-        ("--max_epochs 24 --val_interval 24", "--max_epochs 2 --val_interval 2"),
+        ("--train_cases 6", "--train_cases 2"),
+        ("--max_epochs 24 --val_interval 24", "--max_epochs 1 --overlap 0"),
+        ("--pictures 1", "--pictures 1 --overlap 0"),
         ('else \\"15\\"', 'else \\"1\\"'),
         ("cases=30", "cases=12"),
     ):

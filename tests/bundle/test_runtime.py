@@ -4,6 +4,7 @@ import copy
 import subprocess
 import sys
 
+import processes
 import pytest
 import torch
 from helpers import environment
@@ -84,11 +85,13 @@ print(faults(10) - first)
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the GNU C library is on Linux")
-def test_freed_memory_is_used_again():
+def test_freed_memory_is_used_again(tmp_path):
+    (tmp_path / "program.py").write_text(PROGRAM)
     found = {}
     for mode in ("reuse", "default"):
-        run = subprocess.run([sys.executable, "-c", PROGRAM, mode], capture_output=True, text=True, check=True)
-        found[mode] = int(run.stdout)
+        (done,) = processes.run([tmp_path / "program.py", mode], cwd=tmp_path, variables=[environment()])
+        assert done.returncode == 0, done.stderr
+        found[mode] = int(done.stdout)
     # A small allocation behind a freed tensor makes the library ask for the next one anew, but not each time.
     assert found["reuse"] < found["default"] / 3
 

@@ -4,7 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,27 +13,13 @@ import pytest
 import torch
 from helpers import BUNDLES, environment
 from monai.bundle import ConfigWorkflow
-from small import SMALL, narrow_networks
+from small import SMALL
 
 from mambamim_nets import HyMambaSeg, phantom
 from mambamim_nets.prepare.__main__ import prepare
 
 KINDS = {"btcv_seg": "abdomen", "amos_seg": "amos", "brats_seg": "brain", "ctorg_seg": "ctorg", "kits23_seg": "kits"}
 KINDS |= {"fetal_landmarks": "fetal"}
-
-
-@pytest.fixture
-def narrow() -> Iterator[None]:
-    """Make the networks of size tiny narrow during a test."""
-    with narrow_networks():
-        yield
-
-
-@pytest.fixture(scope="module")
-def all_narrow() -> Iterator[None]:
-    """Make the networks of size tiny narrow in all tests of a file, and in what they share."""
-    with narrow_networks():
-        yield
 
 
 @pytest.fixture(scope="session")

@@ -81,6 +81,7 @@ def test_a_run_names_every_broken_case_at_once(bundle_run, broken, tmp_path):
     assert not list((tmp_path / "run").glob("*.pt"))
 
 
+@pytest.mark.usefixtures("narrow")
 def test_pretraining_leaves_broken_scans_out_by_name_and_goes_on(workflow, broken, tmp_path, caplog):
     kinds = ("truncated gzip", "NaN", "4-D", "empty")
     folder, files = broken(*kinds)

@@ -6,7 +6,8 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from helpers import BUNDLES, table
+from helpers import BUNDLES, finished, table
+from small import narrow_networks
 
 from mambamim_nets.checkpoint import read_record
 
@@ -67,9 +68,8 @@ def test_a_brain_in_its_frame_gives_the_result_of_the_bare_brain(bundle_run, rea
 def trained(workflow, data, tmp_path_factory):
     """Weights of one epoch on hippocampus phantoms, whose record says what they saw."""
     folder = tmp_path_factory.mktemp("trained")
-    made = workflow("msd_seg", dataset_dir=str(data), output_dir=str(folder), max_epochs=1)
-    made.run()
-    made.finalize()
+    with narrow_networks():
+        finished(workflow("msd_seg", dataset_dir=str(data), output_dir=str(folder), max_epochs=1))
     return folder / "model_best.pt"
 
 
@@ -85,13 +85,14 @@ def test_weights_say_what_they_saw(trained, data):
 
 
 def head(path: Path) -> Path:
-    """Write a volume of the size of a head, bright in the middle."""
-    grid = np.stack(np.meshgrid(*(np.linspace(-1, 1, side) for side in (170, 200, 180)), indexing="ij"))
-    voxels = 800 * np.exp(-2 * (grid**2).sum(0)) + 30
-    nib.save(nib.Nifti1Image(voxels.astype(np.float32), np.eye(4)), path)
+    """Write a volume of the size of a small head, bright in the middle."""
+    d, h, w = (np.linspace(-1, 1, side, dtype=np.float32) ** 2 for side in (130, 160, 140))
+    voxels = 800 * np.exp(-2 * (d[:, None, None] + h[:, None] + w)) + 30
+    nib.save(nib.Nifti1Image(voxels, np.eye(4)), path)
     return path
 
 
+@pytest.mark.usefixtures("narrow")
 def test_a_whole_head_is_refused_where_crops_were_learnt(bundle_run, trained, tmp_path):
     options = {"input": str(head(tmp_path / "head.nii.gz")), "checkpoint": str(trained), "previews": False}
     end = bundle_run("msd_seg", "inference", **options)
@@ -100,6 +101,7 @@ def test_a_whole_head_is_refused_where_crops_were_learnt(bundle_run, trained, tm
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("narrow")
 def test_a_head_that_is_forced_is_marked(bundle_run, trained, tmp_path):
     options = {"input": str(head(tmp_path / "head.nii.gz")), "checkpoint": str(trained), "overlap": 0.0}
     end = bundle_run("msd_seg", "inference", force=True, **options)
@@ -109,6 +111,7 @@ def test_a_head_that_is_forced_is_marked(bundle_run, trained, tmp_path):
     assert (tmp_path / "out" / "head_preview.png").is_file()
 
 
+@pytest.mark.usefixtures("narrow")
 def test_mirroring_is_refused_where_training_did_not_mirror(bundle_run, trained, data, tmp_path):
     end = bundle_run("msd_seg", "inference", input=str(data / "imagesTs"), checkpoint=str(trained), mirror_axes=[0])
     assert end.status == 1 and "mirror_axes [0] must be among those that were mirrored" in end.last

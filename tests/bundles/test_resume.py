@@ -15,11 +15,15 @@ from ignite.engine import Events
 from mambamim_nets.bundle.files import HOST
 
 pytestmark = pytest.mark.usefixtures("all_narrow")
+FEW = {"overlap": 0.0}  # windows
+UNREAD = {"cache_rate": 0.0}  # of a run that ends before it trains, no case need be read
 
 
 def run(workflow, name, folder, data, stop_in_epoch=None, **options):
     """Train; with ``stop_in_epoch``, press Ctrl-C in the first iteration of that epoch."""
     settings = {"max_epochs": 4, "output_dir": str(folder), "dataset_dir": str(data), **options}
+    if name == "msd_seg":
+        settings |= FEW
     made = workflow(name, **settings)
     trainer = made.parser.get_parsed_content("train#trainer")
 
@@ -104,7 +108,7 @@ def finished(workflow, data, tmp_path_factory):
 def test_a_finished_run_trains_nothing_and_says_so(workflow, data, finished, caplog):
     before = (finished / "checkpoint_last.pt").read_bytes()
     with caplog.at_level(logging.INFO, "mambamim_nets"):
-        run(workflow, "msd_seg", finished, data, max_epochs=1, val_interval=1)
+        run(workflow, "msd_seg", finished, data, max_epochs=1, val_interval=1, **UNREAD)
     assert "finished, nothing left to train" in caplog.text
     assert (finished / "checkpoint_last.pt").read_bytes() == before
 
@@ -122,12 +126,12 @@ def test_a_finished_run_trains_nothing_and_says_so(workflow, data, finished, cap
 )
 def test_what_does_not_belong_together_is_refused(workflow, data, finished, options, message):
     with refused(message):
-        run(workflow, "msd_seg", finished, data, **{"max_epochs": 1, **options})
+        run(workflow, "msd_seg", finished, data, **{"max_epochs": 1, **UNREAD, **options})
 
 
 def test_resume_true_demands_a_run(workflow, data, tmp_path):
     with refused("nothing to resume"):
-        run(workflow, "msd_seg", tmp_path / "new", data, resume="true")
+        run(workflow, "msd_seg", tmp_path / "new", data, resume="true", **UNREAD)
 
 
 @pytest.mark.slow
@@ -166,7 +170,9 @@ def again(bundle_run, data):
 
     def run(configs="train", **options):
         return bundle_run(
-            "msd_seg", configs, **{"dataset_dir": str(data), "max_epochs": 1, "val_interval": 1, **options}
+            "msd_seg",
+            configs,
+            **{"dataset_dir": str(data), "max_epochs": 1, "val_interval": 1, **FEW, **UNREAD, **options},
         )
 
     return run
@@ -249,7 +255,7 @@ def test_what_is_computed_elsewhere_or_shown_otherwise_may_change(again, copied)
 
 def test_a_handler_that_only_shows_something_may_be_put_in_front(workflow, data, finished, tmp_path, caplog):
     folder = shutil.copytree(finished, tmp_path / "out")
-    options = {"max_epochs": 1, "val_interval": 1, "output_dir": str(folder), "dataset_dir": str(data)}
+    options = {"max_epochs": 1, "val_interval": 1, "output_dir": str(folder), "dataset_dir": str(data), **FEW}
     handlers = workflow("msd_seg", **options).parser.get("train#handlers")
     with caplog.at_level(logging.INFO, "mambamim_nets"):
         handlers = [{"_target_": "StatsHandler", "epoch_log": False}, *handlers]

@@ -6,6 +6,8 @@ import types
 import monai.handlers.mlflow_handler as of_monai
 import pytest
 
+pytestmark = pytest.mark.usefixtures("all_narrow")
+
 EPOCHS = 2
 
 

@@ -8,6 +8,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.usefixtures("all_narrow")
+
 LISTED = {  # fault -> what the first entry of dataset.json becomes, and what the last line must say
     "a case named ../../../evil": ({"case": "../../../evil"}, "case name '../../../evil' must have no slash"),
     "a case named by an absolute path": ({"case": "/tmp/evil"}, "must have no slash or backslash"),

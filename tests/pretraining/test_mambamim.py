@@ -5,6 +5,8 @@ from mambamim_nets import HyMamba, MambaMIM
 from mambamim_nets.losses import masked_mse, patch_norm, patch_statistics, reconstruction_target
 from mambamim_nets.masking import expand_visible, random_visible
 
+pytestmark = pytest.mark.usefixtures("all_narrow")
+
 SHAPE = (32, 48, 32)
 GRID = (2, 3, 2)
 

@@ -5,6 +5,8 @@ import torch
 
 from mambamim_nets import HyMamba, HyMambaSeg, MambaUNETR, ModelsGenesis, VisionMamba, load_encoder
 
+pytestmark = pytest.mark.usefixtures("all_narrow")
+
 SHAPE = (32, 48, 32)
 ENCODERS = {HyMamba: HyMambaSeg, VisionMamba: MambaUNETR}
 every_encoder = pytest.mark.parametrize("encoder", ENCODERS)

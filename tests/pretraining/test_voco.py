@@ -11,6 +11,8 @@ from mambamim_nets import HyMamba, HyMambaSeg, MambaUNETR, VisionMamba, VoCo, lo
 from mambamim_nets.bundle.inference.inferers import AutocastInferer
 from mambamim_nets.pretraining.voco import overlap, position_loss, separation_loss
 
+pytestmark = pytest.mark.usefixtures("all_narrow")
+
 SHAPE = (32, 48, 16)
 GRID = (2, 3, 1)
 

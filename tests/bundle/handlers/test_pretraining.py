@@ -11,6 +11,8 @@ from monai.transforms import RandSpatialCropd
 from mambamim_nets import HyMamba, MambaMIM
 from mambamim_nets.bundle.handlers.pretraining import ReconstructionPictures, mim_batch, mim_loss
 
+pytestmark = pytest.mark.usefixtures("all_narrow")
+
 DEVICE = torch.device("cpu")
 
 

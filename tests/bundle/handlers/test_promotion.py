@@ -9,6 +9,8 @@ from mambamim_nets import HyMambaSeg
 from mambamim_nets.bundle.handlers.promotion import promote
 from mambamim_nets.checkpoint import load_weights, stamped
 
+pytestmark = pytest.mark.usefixtures("all_narrow")
+
 
 @pytest.fixture
 def network():

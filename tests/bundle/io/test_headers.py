@@ -297,6 +297,7 @@ def damaged(data_of, tmp_path):
 NO_FORM = (QFORM, "2h", 0, 0)
 
 
+@pytest.mark.usefixtures("narrow")
 @pytest.mark.slow
 def test_a_labelled_case_without_orientation_is_listed(damaged, bundle_run, reliability):
     end = bundle_run("msd_seg", dataset_dir=str(damaged("msd_seg", NO_FORM)), max_epochs=1)
@@ -325,6 +326,7 @@ def test_landmarks_need_an_orientation(damaged, bundle_run, reliability):
     reliability("Data sets", "an image with landmarks and without sform and qform", end)
 
 
+@pytest.mark.usefixtures("narrow")
 @pytest.mark.parametrize(
     ("fault", "field", "words"),
     [

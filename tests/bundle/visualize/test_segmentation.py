@@ -78,6 +78,6 @@ def test_a_warning_is_one_line_below_the_title():
 def test_colours_are_those_of_the_picture():
     values = label()
     drawn = panels(overlay_figure(scan(), values, LABELS))[0].collections
-    lines = [tuple(round(255 * part) for part in collection.get_edgecolor()[0][:3]) for collection in drawn[1::2]]
+    lines = [tuple(round(255 * part) for part in collection.get_edgecolor()[0][:3]) for collection in drawn]
     colours = label_colours([2, 1])
     assert lines == [colours[1], colours[2]] and colours[1] != colours[2]
