@@ -39,6 +39,7 @@ __all__ = [
 _FIRST_CONV = "stem.weight"  # of every encoder
 _RECORD = "mambamim_nets"  # its key in _metadata, which is otherwise by module
 _OPTIONS = ("size", "scan", "seq_head", "stem_scan", "mlp_width")  # settings of networks that have options of their own
+_RANGE_OPTIONS = {"ct": ("a_min", "a_max"), "mr": ("lower", "upper")}  # of transforms that scale intensities
 _TASK = ("task", "channels", "classes", "labels", "points", "regions", "in_channels", "out_channels")
 _SMALL = 8192  # values; holds norms, biases, A_log and D, and the first convolutions
 _BACKGROUND, _LAST = "background", "out"
@@ -292,9 +293,22 @@ def _remedy(differing: Sequence[str], held: Mapping[str, Any], networks: Collect
         return "give --network_def as it was when they were trained"
     if first == "width":
         return f"give --network_def, or --width, as it was when they were trained: {value} channels in the first layer"
+    if first in ("intensity", "intensity_range"):
+        return f"give {_intensity_options(held, first)}"
     if first in SETTINGS and first not in _OPTIONS:
         return f"give --network_def#{first} {value}"
     return f"give --{first} {value}"
+
+
+def _intensity_options(held: Mapping[str, Any], differing: str) -> str:
+    """Return the options that make a bundle's transform of intensities the one of a record."""
+    kind, span = held.get("intensity", ""), held.get("intensity_range", [])
+    if differing == "intensity_range" and kind == "ct_or_mr":
+        return f'--intensity#hu "{span}"'
+    names = _RANGE_OPTIONS.get(kind, ())
+    if differing == "intensity" or len(names) != len(span):
+        return "--intensity, the transform, as it was when they were trained"
+    return " ".join(f"--intensity#{name} {value}" for name, value in zip(names, span, strict=True))
 
 
 def load_weights(

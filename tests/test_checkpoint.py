@@ -255,6 +255,22 @@ def test_weights_that_are_something_else_are_refused(tmp_path, key, value, remed
     assert_same(network, before)
 
 
+@pytest.mark.parametrize(
+    ("kind", "span", "remedy"),
+    [
+        ("ct", [-1000, 1200], "give --intensity#a_min -1000 --intensity#a_max 1200"),
+        ("mr", [1.0, 99.0], "give --intensity#lower 1.0 --intensity#upper 99.0"),
+        ("ct_or_mr", [-100, 200], 'give --intensity#hu "[-100, 200]"'),
+        ("Other", [0, 1], "give --intensity, the transform, as it was when they were trained"),
+    ],
+)
+def test_weights_of_another_range_of_intensities_name_the_options_that_set_it(tmp_path, kind, span, remedy):
+    network = HyMambaSeg(1, 3, size="tiny")
+    path = saved(tmp_path / "network.pt", stamped(network.state_dict(), {"intensity": kind, "intensity_range": span}))
+    with pytest.raises(ValueError, match=re.escape(remedy)):
+        load_weights(network, path, {"intensity": kind, "intensity_range": [-175, 250]})
+
+
 def test_a_file_without_a_record_is_judged_by_its_tensors_and_a_run_says_so(tmp_path, caplog):
     path = saved(tmp_path / "network.pt", HyMambaSeg(1, 3, size="tiny").state_dict())
     assert record_of(read_state(path)) == {}

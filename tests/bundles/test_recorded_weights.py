@@ -70,7 +70,7 @@ OTHER = {  # fault -> network of the weights, facts that differ, configurations 
         lambda: HyMambaSeg(1, 3, size="tiny"),
         {"intensity": "ct"},
         [],
-        ["intensity is 'ct' in the file and 'mr' in this run", "give --intensity ct"],
+        ["intensity is 'ct' in the file and 'mr' in this run", "give --intensity, the transform, as"],
     ),
     "a pre-trained encoder as --checkpoint": (
         lambda: HyMamba(size="tiny"),

@@ -51,7 +51,7 @@ class FeatureReport(ScanResults):
         blocks = [side // tokens for side, tokens in zip(voxels.shape[1:], features.shape[1:], strict=True)]
         inside = torch.nn.functional.max_pool3d((voxels > 0).float(), blocks).amax(0) > 0
         if not inside.any():
-            raise ValueError("no voxel is above 0 after preprocessing; check --intensity and --intensity_range")
+            raise ValueError("no voxel is above 0 after preprocessing; check --intensity")
         centres = np.diag([*blocks, 1.0])
         centres[:3, 3] = [(block - 1) / 2 for block in blocks]
         arrays: dict[str, Any] = {
